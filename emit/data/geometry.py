@@ -1,0 +1,97 @@
+"""Where pixels go: onto the square that the networks see, back to the native grid, and through random affine warps.
+
+Positions are offsets in pixels from the image centre, x right and y down; a pixel's value sits at the pixel's centre.
+"""
+
+import torch
+from torch.nn import functional as F
+
+NEAREST, LINEAR = 0, 1
+
+
+def fit(array, size, order, fill):
+    """Letterbox: pad to a square with `fill`, centred (an odd row or column goes to the end), resize to (size, size).
+
+    array: (H, W) or (C, H, W), numpy or tensor; returns a tensor. order: NEAREST keeps labels and dtype; LINEAR is
+    bilinear, averaged over the covered area (antialiased) when it shrinks, and returns floating point.
+    fill: -1 for images in [-1, 1], 0 for edges and masks.
+    """
+    tensor = torch.as_tensor(array)
+    height, width = tensor.shape[-2:]
+    side, top, left = _square(height, width)
+    padding = (left, side - width - left, top, side - height - top)
+    planes = F.pad(tensor.reshape(1, -1, height, width), padding, value=fill)
+    if order == NEAREST:
+        resized = F.interpolate(planes.float(), (size, size), mode="nearest-exact").to(tensor.dtype)
+    else:
+        planes = planes if planes.is_floating_point() else planes.float()
+        resized = _resize(planes, size)
+    return resized.reshape(*tensor.shape[:-2], size, size)
+
+
+def unfit(logits, shape):
+    """Take logits (..., K, size, size) back to the native grid (..., K, H, W), shape = (H, W): the inverse of fit.
+
+    Bilinear; shrinking averages over the covered area. Scores are resized and the label chosen afterwards, so that the
+    contour falls between the coarse pixels.
+    """
+    height, width = shape
+    side, top, left = _square(height, width)
+    size = logits.shape[-1]
+    square = _resize(logits.reshape(1, -1, size, size), side)[..., top : top + height, left : left + width]
+    return square.reshape(*logits.shape[:-2], height, width)
+
+
+def draw_uniform(low, high, like, rng):
+    """Draw U(low, high) from the CPU generator rng, once for each row of `like` and onto its device: (B,)."""
+    return (low + (high - low) * torch.rand(len(like), generator=rng)).to(like.device)
+
+
+def similarity(degrees, window):
+    """Matrix (B, 2, 3) for warp: the content turns counter-clockwise by `degrees` and shrinks by `window`; both (B,).
+
+    It maps an output position to the input position it is read from: window * R(degrees).
+    """
+    angle = torch.deg2rad(degrees)
+    cosine, sine = window * torch.cos(angle), window * torch.sin(angle)
+    zero = torch.zeros_like(cosine)
+    return torch.stack([cosine, -sine, zero, sine, cosine, zero], dim=1).reshape(-1, 2, 3)
+
+
+def warp(tensor, matrix, mode, fill, displacement=None):
+    """Resample (B, C, H, W): output position p reads the input at matrix (p, 1) + displacement(p), `fill` outside.
+
+    matrix: (B, 2, 3), positions in pixels from the centre. displacement: (B, H, W, 2) in pixels, (x, y), or None.
+    mode: "bilinear" or "nearest". The dtype is kept; labels pass through float32 exactly up to 2^24.
+    """
+    height, width = tensor.shape[-2:]
+    half = torch.tensor([width / 2, height / 2], device=matrix.device)
+    theta = matrix * torch.cat([half, half.new_ones(1)]) / half[:, None]
+    grid = F.affine_grid(theta, (len(tensor), 1, height, width), align_corners=False)
+    if displacement is not None:
+        grid = grid + displacement / half
+    sampled = F.grid_sample(tensor.to(grid.dtype) - fill, grid, mode, padding_mode="zeros", align_corners=False)
+    return (sampled + fill).to(tensor.dtype)
+
+
+def random_warp(image, edge, mask, rng, degrees=20.0, window=(0.75, 1.05)):
+    """Turn by U(-degrees, degrees), centre-crop or pad to U(window) of the side, resize back: one draw for all three.
+
+    Defaults: the authors' fine-tuning. image (B, C, H, W) bilinear, filled with -1; edge (B, 1, H, W) bilinear, 0;
+    mask (B, H, W) nearest, 0. Each sample has its own draw. Rotation, crop and resize are one resampling.
+    """
+    angle = draw_uniform(-degrees, degrees, image, rng)
+    matrix = similarity(angle, draw_uniform(*window, image, rng))
+    image = warp(image, matrix, "bilinear", -1.0)
+    edge = warp(edge, matrix, "bilinear", 0.0)
+    mask = warp(mask[:, None], matrix, "nearest", 0)[:, 0]
+    return image, edge, mask
+
+
+def _square(height, width):
+    side = max(height, width)
+    return side, (side - height) // 2, (side - width) // 2
+
+
+def _resize(planes, size):
+    return F.interpolate(planes, (size, size), mode="bilinear", align_corners=False, antialias=True)

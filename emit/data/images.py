@@ -1,0 +1,148 @@
+"""Flat pictures: any PNG, JPEG, TIFF or BMP becomes a normalised image or a mask of class numbers."""
+
+import numpy as np
+from PIL import Image
+
+from emit.errors import InputError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+COLOURS = {
+    "red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255),
+    "yellow": (255, 255, 0), "cyan": (0, 255, 255), "magenta": (255, 0, 255),
+}  # fmt: skip
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as in JPEG
+PERCENTILES = (0.5, 99.5)  # [authors' code]
+MOST_CLASSES = 64  # a grey mask with larger values than this is not a map of class numbers
+
+
+def read_image(path):
+    """Read a picture as float32 (H, W) in [-1, 1]: grey, its 0.5 and 99.5 percentiles at -1 and 1."""
+    pixels = decode(path)
+    return normalise(pixels @ LUMA if pixels.ndim == 3 else pixels)
+
+
+def normalise(image, window=None):
+    """Map [low, high] onto [-1, 1], clipped, as float32. window: (low, high), or None for `find_window(image)`."""
+    low, high = window or find_window(image)
+    if high <= low:
+        return np.full(image.shape, -1, np.float32)
+    scaled = (image.astype(np.float32) - low) * (2 / (high - low)) - 1
+    return np.clip(scaled, -1, 1, out=scaled)
+
+
+def find_window(image):
+    """Return the 0.5 and 99.5 percentiles; the extremes where these are one value (a nearly blank picture)."""
+    low, high = np.percentile(image, PERCENTILES)
+    return (float(low), float(high)) if high > low else (float(image.min()), float(image.max()))
+
+
+def read_mask(path, values):
+    """Read a mask as uint8 (H, W) of class numbers.
+
+    values: {value in the file: class number}. A value is a grey level, a palette index, or a colour (name or RGB).
+    0 is background; 255 (65535 in 16 bits) alone stands for 1; a grey JPEG is thresholded at 127. A pixel of a colour
+    mask has the class of its dominant hue where it holds at least half of that colour's light, so anti-aliased borders
+    stay where they are and no third class appears between two. Any other value is an InputError.
+    """
+    pixels = decode(path, indices=True)
+    if is_coloured(pixels):
+        return _match_colours(path, pixels, values)
+    levels = _grey_levels(path, pixels, values)
+    found = np.unique(levels)
+    known = {0: 0} | {value: number for value, number in values.items() if isinstance(value, int)}
+    if not known.keys() >= set(found.tolist()):
+        strange = sorted(set(found.tolist()) - known.keys())
+        raise InputError(f"{path}: mask value {_list(strange)} is not a class; redraw it, or name it in labels")
+    return np.array([known[value] for value in found.tolist()], np.uint8)[np.searchsorted(found, levels)]
+
+
+def find_values(path):
+    """Return the set of values in a mask, background left out: grey levels as int, or the names of pure colours."""
+    pixels = decode(path, indices=True)
+    if is_coloured(pixels):
+        near = {name: np.abs(pixels.astype(int) - rgb).max(-1) <= 32 for name, rgb in COLOURS.items()}
+        return {name for name, hit in near.items() if hit.any()}
+    values = set(np.unique(_grey_levels(path, pixels, {})).tolist()) - {0}
+    if any(not 0 < value < MOST_CLASSES for value in values):
+        raise InputError(f"{path}: mask values {_list(sorted(values))} are neither 0, 1, 2, ... nor 0 and 255; "
+                         "threshold it, or give labels")  # fmt: skip
+    return values
+
+
+def _grey_levels(path, pixels, values):
+    """Undo the two ways to write a binary mask that are not 0 and 1: JPEG, and white for 1."""
+    if pixels.ndim == 3:
+        pixels = pixels.max(axis=2)
+    if str(path).lower().endswith((".jpg", ".jpeg")):
+        return (pixels > 127).astype(np.int64)
+    if pixels.dtype.kind == "f" and not np.array_equal(pixels, np.rint(pixels)):
+        raise InputError(f"{path}: the mask holds fractions; save class numbers")
+    white = 65535 if pixels.max() > 255 else 255
+    levels = pixels.astype(np.int64)
+    return levels // white if white not in values and np.isin(levels, (0, white)).all() else levels
+
+
+def is_coloured(pixels):
+    """Tell whether pixels (H, W[, 3]) show a saturated colour; a JPEG's chroma noise is below 96 of 255."""
+    return pixels.ndim == 3 and int(np.ptp(pixels, axis=2).max()) > 96
+
+
+def _match_colours(path, pixels, values):
+    colours = [COLOURS[value] if isinstance(value, str) else value for value in values if not isinstance(value, int)]
+    if not colours:
+        raise InputError(f"{path}: the mask is coloured, the classes are numbers; name its colours in labels")
+    numbers = np.array([number for value, number in values.items() if not isinstance(value, int)], np.uint8)
+    colours = np.array(colours, np.float32)
+    light = pixels.astype(np.float32)
+    along = light @ (colours / np.linalg.norm(colours, axis=1, keepdims=True)).T  # (H, W, colours)
+    hue = along.argmax(axis=2)
+    filled = light.sum(axis=2) >= 0.5 * colours.sum(axis=1)[hue]
+    aside = np.sqrt(np.maximum((light**2).sum(axis=2) - along.max(axis=2) ** 2, 0))
+    strays = filled & (aside > 64)  # far from every colour that is a class: borders at most
+    if strays.sum() > 0.1 * filled.sum():
+        strange = tuple(int(v) for v in pixels[strays][0])
+        raise InputError(f"{path}: mask colour {strange} is not a class; redraw it, or name it in labels")
+    return np.where(filled, numbers[hue], 0).astype(np.uint8)
+
+
+def read_size(path):
+    """Return (H, W) from the file's header."""
+    with _open(path) as file:
+        return file.height, file.width
+
+
+def decode(path, indices=False):
+    """Return pixels: (H, W) in the file's own depth, or (H, W, 3) uint8 when any pixel is not grey.
+
+    An alpha channel that varies is laid over black, a constant one dropped. indices: of a coloured palette, return the
+    numbers, not the colours, as masks are stored.
+    """
+    with _open(path) as file:
+        try:
+            file.load()
+        except (OSError, SyntaxError, ValueError) as error:
+            raise InputError(f"{path}: cannot be read as an image ({error}); replace the file") from error
+        if file.mode in ("I", "F", "L") or file.mode.startswith("I;16"):
+            return np.asarray(file)
+        if file.mode == "1":
+            return np.asarray(file.convert("L"))
+        alpha = file.has_transparency_data or file.mode == "P"
+        pixels = np.asarray(file.convert("RGBA" if alpha else "RGB"))
+        numbers = np.asarray(file) if file.mode == "P" else None
+    if alpha and np.ptp(pixels[..., 3]):
+        pixels = np.rint(pixels[..., :3] * (pixels[..., 3:] / 255)).astype(np.uint8)
+    grey = not np.ptp(pixels[..., :3], axis=2).any()
+    if indices and numbers is not None and not grey:
+        return numbers
+    return pixels[..., 0] if grey else pixels[..., :3]
+
+
+def _open(path):
+    try:
+        return Image.open(path)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot be opened as an image ({error}); replace the file") from error
+
+
+def _list(values):
+    return ", ".join(str(value) for value in values[:5]) + (", ..." if len(values) > 5 else "")

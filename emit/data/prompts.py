@@ -1,0 +1,45 @@
+"""What is said to the text encoder: modality, organ and pathology, and a phrase about the picture's appearance."""
+
+import torch
+
+ABBREVIATIONS = {  # RadImageNet's folder names
+    "abd": "abdomen",
+    "af": "ankle/foot",
+    "cbd": "common bile duct",
+    "gb": "gallbladder",
+    "ivc": "inferior vena cava",
+}
+TARGET_PROMPTS = {  # [authors' code]
+    "breast": "Breast, Ultrasound",
+    "prostate": "Prostate, MRI",
+    "spleen": "Spleen, CT",
+}
+
+APPEARANCE_PHRASES = (  # [paper] 50 phrases about appearance, never about anatomy; [choice] the words are ours
+    "enhance contrast", "reduce contrast", "strong contrast", "gentle contrast", "even contrast",
+    "brighter", "darker", "slightly brighter", "slightly darker", "well exposed",
+    "bright centre", "dark centre", "bright border", "dark border", "even brightness",
+    "deep shadows", "soft shadows", "lifted shadows", "muted highlights", "strong highlights",
+    "sharp edges", "soft edges", "crisp detail", "smooth detail", "fine detail",
+    "fine texture", "coarse texture", "smooth texture", "grainy texture", "uniform texture",
+    "low noise", "light noise", "heavy noise", "fine speckle", "coarse speckle",
+    "slight blur", "motion blur", "no blur", "in focus", "slightly out of focus",
+    "high resolution", "low resolution", "wide grey range", "narrow grey range", "clean background",
+    "dark background", "hazy picture", "clear picture", "faint streaks", "uneven illumination",
+)  # fmt: skip
+
+
+def expand(level):
+    """Spell out one level of a folder path: an abbreviation if it is the whole level, underscores as spaces."""
+    return ABBREVIATIONS.get(level.lower(), level.replace("_", " "))
+
+
+def describe(modality, organ, pathology=None):
+    """Return the prompt "US, breast, benign" (paper, section on text conditions); without pathology "US, thyroid"."""
+    return ", ".join(expand(level) for level in (modality, organ, pathology) if level)
+
+
+def appearance(prompt, rng):
+    """Return the prompt with one of the 50 appearance phrases, drawn by a torch.Generator: "..., enhance contrast"."""
+    phrase = APPEARANCE_PHRASES[torch.randint(len(APPEARANCE_PHRASES), (), generator=rng).item()]
+    return f"{prompt}, {phrase}" if prompt else phrase

@@ -1,0 +1,121 @@
+"""The forward process: noise schedule, marginal, posterior, and the three ways to name one prediction (eps, z_0, v).
+
+Sources: DDPM (Ho et al. 2020, 2006.11239); latent diffusion for the schedule (2112.10752); v from 2202.00512.
+`ab` is alpha_bar at one timestep: a float, a 0-dim tensor or (B, 1, 1, 1). Coefficients are computed in float64 and
+cast last, so results keep the latents' dtype and device.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """alpha_bar_t = prod_{s <= t} (1 - beta_s) for t = 0..T-1: (T,) float64, on the CPU, falling within (0, 1)."""
+
+    alpha_bar: torch.Tensor
+
+    def __post_init__(self):
+        ab = self.alpha_bar
+        if ab.dtype != torch.float64 or ab.ndim != 1:
+            raise ValueError(f"alpha_bar must be (T,) float64, not {tuple(ab.shape)} {ab.dtype}")
+        if not (ab[0] < 1 and ab[-1] > 0 and (ab.diff() < 0).all()):
+            raise ValueError("alpha_bar must fall strictly within (0, 1)")
+
+    @classmethod
+    def scaled_linear(cls, T=1000, start=8.5e-4, end=1.2e-2):
+        """Return Stable Diffusion's schedule: beta from start to end, evenly spaced in sqrt(beta).
+
+        The latent diffusion code calls this schedule "linear".
+        """
+        beta = torch.linspace(start**0.5, end**0.5, T, dtype=torch.float64) ** 2
+        return cls(torch.cumprod(1 - beta, dim=0))
+
+    @property
+    def T(self):
+        """Number of timesteps."""
+        return len(self.alpha_bar)
+
+    def at(self, t):
+        """Return alpha_bar at t, and 1 at t = -1 (clean), in float64 on the CPU.
+
+        t: int, or int64 (B,) whose answer is (B, 1, 1, 1), ready to meet latents.  IndexError outside -1..T-1.
+        """
+        t = torch.as_tensor(t).cpu()
+        if t.min() < -1 or t.max() >= self.T:
+            raise IndexError(f"timestep {t.tolist()} lies outside -1..{self.T - 1}")
+        ab = torch.where(t >= 0, self.alpha_bar[t.clamp(min=0)], 1.0)
+        return ab if t.ndim == 0 else ab.reshape(-1, 1, 1, 1)
+
+
+def double(number):
+    """Return the number, or tensor of numbers, in float64."""
+    return torch.as_tensor(number, dtype=torch.float64)
+
+
+def combine(*terms):
+    """Return the sum of coefficient * tensor over the (coefficient, tensor) pairs, in the tensors' dtype and device."""
+    return sum(coefficient.to(tensor) * tensor for coefficient, tensor in terms)
+
+
+def q_step(z_prev, beta, eps):
+    """Add one step of noise: z_t = sqrt(1 - beta) z_prev + sqrt(beta) eps draws q(z_t | z_{t-1}).   (DDPM Eq. 2)"""
+    beta = double(beta)
+    return combine(((1 - beta).sqrt(), z_prev), (beta.sqrt(), eps))
+
+
+def q_sample(z_0, ab, eps):
+    """Add all noise up to t at once: z_t = sqrt(ab) z_0 + sqrt(1 - ab) eps draws q(z_t | z_0).   (DDPM Eq. 4)"""
+    ab = double(ab)
+    return combine((ab.sqrt(), z_0), ((1 - ab).sqrt(), eps))
+
+
+def posterior(z_0, z_t, ab_t, ab_prev):
+    """Return mean (like z_t) and variance (float64, shape of ab) of q(z_prev | z_t, z_0).   (DDPM Eq. 6-7)
+
+    mean     = sqrt(ab_prev) beta / (1 - ab_t) z_0 + sqrt(1 - beta) (1 - ab_prev) / (1 - ab_t) z_t
+    variance = (1 - ab_prev) / (1 - ab_t) beta,    where 1 - beta = ab_t / ab_prev
+    t and t_prev need not be neighbours: beta is the noise of the whole jump.  ab_prev = 1: mean z_0, variance 0.
+    """
+    ab_t, ab_prev = double(ab_t), double(ab_prev)
+    beta = 1 - ab_t / ab_prev
+    towards_z_0 = ab_prev.sqrt() * beta / (1 - ab_t)
+    towards_z_t = (1 - beta).sqrt() * (1 - ab_prev) / (1 - ab_t)
+    return combine((towards_z_0, z_0), (towards_z_t, z_t)), posterior_variance(ab_t, ab_prev)
+
+
+def posterior_variance(ab_t, ab_prev):
+    """beta~ = (1 - ab_prev) / (1 - ab_t) beta, the variance of q(z_prev | z_t, z_0), in float64.   (DDPM Eq. 7)"""
+    ab_t, ab_prev = double(ab_t), double(ab_prev)
+    return (1 - ab_prev) / (1 - ab_t) * (1 - ab_t / ab_prev)
+
+
+def eps_to_z0(z_t, eps, ab):
+    """z_0 = (z_t - sqrt(1 - ab) eps) / sqrt(ab): the marginal solved for z_0."""
+    ab = double(ab)
+    return combine((1 / ab.sqrt(), z_t), (-(1 - ab).sqrt() / ab.sqrt(), eps))
+
+
+def z0_to_eps(z_t, z_0, ab):
+    """eps = (z_t - sqrt(ab) z_0) / sqrt(1 - ab): the marginal solved for eps. Undefined at ab = 1."""
+    ab = double(ab)
+    return combine((1 / (1 - ab).sqrt(), z_t), (-ab.sqrt() / (1 - ab).sqrt(), z_0))
+
+
+def to_v(z_0, eps, ab):
+    """v = sqrt(ab) eps - sqrt(1 - ab) z_0: z_t turned by a quarter.   (2202.00512, Sec. 4)"""
+    ab = double(ab)
+    return combine((ab.sqrt(), eps), (-(1 - ab).sqrt(), z_0))
+
+
+def v_to_z0(z_t, v, ab):
+    """z_0 = sqrt(ab) z_t - sqrt(1 - ab) v."""
+    ab = double(ab)
+    return combine((ab.sqrt(), z_t), (-(1 - ab).sqrt(), v))
+
+
+def v_to_eps(z_t, v, ab):
+    """eps = sqrt(ab) v + sqrt(1 - ab) z_t."""
+    ab = double(ab)
+    return combine((ab.sqrt(), v), ((1 - ab).sqrt(), z_t))

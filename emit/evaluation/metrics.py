@@ -1,0 +1,211 @@
+"""How well a predicted mask agrees with the true one: per case and class, at native geometry, and summarised.
+
+An empty mask has no overlap and no surface, so a policy decides what it scores. Ours keeps every case in the count:
+both present -> scored; both empty -> overlaps and NSD 1, distances 0; exactly one empty ("missed" or "false alarm")
+-> overlaps and NSD 0, distances infinite. `policies` shows what other codes would have reported on the same cases.
+"""
+
+import numpy as np
+from scipy.ndimage import distance_transform_edt
+from scipy.spatial import cKDTree
+
+OVERLAPS = ("dice", "iou", "precision", "recall")
+DISTANCES = ("hd95", "assd")
+SCORES = (*OVERLAPS, "nsd", *DISTANCES)
+KINDS = ("both present", "both empty", "missed", "false alarm")
+
+# One point in a k-d tree costs about as much as 20 voxels of a distance transform (0.7 us against 30 ns, measured).
+VOXELS_PER_POINT = 20
+
+
+def score_case(prediction, target, classes, spacing, tolerance, fake_pixel=False):
+    """Score one case: a list with one dict for each foreground class, holding SCORES and where they come from.
+
+    prediction, target: integer arrays (H, W) or (D, H, W) of labels 0..K-1, the target as it was annotated.
+    classes: K names, background first.  spacing: mm along each axis; None measures in pixels.
+    tolerance of NSD: in the unit of the spacing.  Keys beside SCORES: class, kind (one of KINDS), predicted and target
+    (voxel counts), unit, tolerance.  ValueError for shapes, labels or spacings that do not fit.
+    fake_pixel: the public DiffBoost code's habit: every empty mask gets one pixel at its centre before it is scored.
+    """
+    prediction, target = np.asarray(prediction), np.asarray(target)
+    _check_case(prediction, target, classes, spacing, tolerance)
+    rows = []
+    for label, name in enumerate(classes[1:], start=1):
+        a, b = prediction == label, target == label
+        row = {"class": name, "kind": kind_of(a, b), "predicted": int(a.sum()), "target": int(b.sum())}
+        row |= {"unit": "px" if spacing is None else "mm", "tolerance": tolerance}
+        if fake_pixel:
+            a, b = _with_centre_pixel(a), _with_centre_pixel(b)
+        rows.append(row | score_overlap(a, b) | score_boundary(a, b, spacing, tolerance))
+    return rows
+
+
+def kind_of(prediction, target):
+    """Say which of two boolean masks is empty: one of KINDS."""
+    return {(True, True): KINDS[0], (False, False): KINDS[1], (False, True): KINDS[2], (True, False): KINDS[3]}[
+        bool(prediction.any()), bool(target.any())
+    ]
+
+
+def score_overlap(prediction, target):
+    """Dice 2 TP / (2 TP + FP + FN), IoU TP / (TP + FP + FN), precision TP / (TP + FP), recall TP / (TP + FN).
+
+    Boolean masks of any shape.  Both empty: 1, all four.  Exactly one empty: 0, all four, 0 / 0 included.
+    """
+    kind = kind_of(prediction, target)
+    if kind != "both present":
+        return dict.fromkeys(OVERLAPS, float(kind == "both empty"))
+    hits, found, wanted = (int(np.count_nonzero(m)) for m in (prediction & target, prediction, target))
+    values = 2 * hits / (found + wanted), hits / (found + wanted - hits), hits / found, hits / wanted
+    return dict(zip(OVERLAPS, values, strict=True))
+
+
+def score_boundary(prediction, target, spacing, tolerance):
+    """HD95, ASSD and NSD from the distances of each surface voxel to the nearest surface voxel of the other mask.
+
+    HD95: 95th percentile (linear interpolation) of both directions pooled, as MedPy; MONAI takes the larger of the two
+    directed percentiles.  ASSD: mean of both directions pooled, as MedPy and MONAI.
+    NSD: share of all surface voxels no farther than `tolerance`, as MONAI's by default; DeepMind's weighs by area.
+    Boolean masks.  Both empty: 0, 0, 1.  Exactly one empty: inf, inf, 0.
+    """
+    kind = kind_of(prediction, target)
+    if kind != "both present":
+        empty = kind == "both empty"
+        return {"nsd": float(empty)} | dict.fromkeys(DISTANCES, 0.0 if empty else float("inf"))
+    pooled = np.concatenate(surface_distances(prediction, target, spacing))
+    within = pooled <= tolerance * (1 + 1e-9)  # 3 voxels of 0.1 mm are 0.30000000000000004 mm, and within 0.3 mm
+    return {"nsd": float(within.mean()), "hd95": float(np.percentile(pooled, 95)), "assd": float(pooled.mean())}
+
+
+def surface_distances(prediction, target, spacing=None):
+    """Return two 1D arrays: from the prediction's surface voxels to the target's surface, and back.
+
+    Both masks are boolean and not empty.  Euclidean, between voxel centres, in the unit of the spacing (None: voxels).
+    Everything happens inside the bounding box of the union, which holds both surfaces, so nothing is approximated.
+    """
+    box = _bounding_box(prediction | target)
+    a, b = find_surface(prediction[box]), find_surface(target[box])
+    spacing = np.ones(a.ndim) if spacing is None else np.asarray(spacing, dtype=float)
+    return _distances_to(a, b, spacing), _distances_to(b, a, spacing)
+
+
+def find_surface(mask):
+    """Keep the foreground voxels that erosion with the cross (4 neighbours in 2D, 6 in 3D) removes.
+
+    MedPy calls this connectivity 1; MONAI does the same. Beyond the image is background: a mask that touches the image
+    border has surface there.
+    """
+    inner = mask.copy()
+    for axis in range(mask.ndim):
+        kept, full = np.moveaxis(inner, axis, 0), np.moveaxis(mask, axis, 0)  # views: writing to kept writes to inner
+        kept[1:] &= full[:-1]
+        kept[:-1] &= full[1:]
+        kept[[0, -1]] = False
+    return mask & ~inner
+
+
+def summarise(rows, policy="ours"):
+    """Summarise the rows of many cases: {class: {"cases", one count for each of KINDS, "scores": {score: numbers}}}.
+
+    numbers: mean, median, spread (standard deviation, n - 1, of the finite values; nan below two), counted, infinite
+    (how many of the counted are infinite) and dropped (cases that the policy leaves out; 0 in ours).
+    Ours: the mean is over the finite values, the median over all of them.  Other policies average infinities too.
+    """
+    summary = {}
+    for name in dict.fromkeys(row["class"] for row in rows):
+        mine = [row for row in rows if row["class"] == name]
+        entry = {"cases": len(mine)} | {kind: sum(row["kind"] == kind for row in mine) for kind in KINDS}
+        judged = [POLICIES[policy](row) for row in mine]
+        scores = {key: _describe([values[key] for values in judged], policy) for key in judged[0]}
+        summary[name] = entry | {"scores": scores}
+    return summary
+
+
+def policies(rows, fake_pixel_rows):
+    """Summarise the same cases under each of POLICIES, and "diffboost": {policy: summary}.
+
+    fake_pixel_rows: the same cases in the same order from score_case(..., fake_pixel=True); "diffboost" is their plain
+    mean. That is the empty-mask rule alone: that code also leaves out the empty slices of a volume.
+    """
+    if [(row["class"], row["kind"]) for row in rows] != [(row["class"], row["kind"]) for row in fake_pixel_rows]:
+        raise ValueError("the rows with the fake pixel are not of the same cases in the same order")
+    return {name: summarise(rows, name) for name in POLICIES} | {"diffboost": summarise(fake_pixel_rows)}
+
+
+def _ours(row):
+    return {key: row[key] for key in SCORES if key in row}
+
+
+def _nnunet(row):
+    """nnU-Net v2: Dice and IoU only; nan where both masks are empty, which its nanmean drops; 0 where one is."""
+    absent = row["kind"] == "both empty"
+    return {key: np.nan if absent else row[key] for key in ("dice", "iou")}
+
+
+def _monai(row):
+    """MONAI with its default ignore_empty: nan is dropped, infinities are averaged (behaviour measured on 1.6.1).
+
+    Dice, IoU: nan where the target is empty, so false alarms vanish.  Precision, recall: nan where 0 / 0.
+    NSD: nan where both are empty.  ASSD: nan where both are empty, inf where one is.
+    HD95: nan where either is empty (a quantile between infinities is nan), so misses and false alarms vanish.
+    """
+    lost = {
+        "both present": (),
+        "both empty": SCORES,
+        "missed": ("precision", "hd95"),
+        "false alarm": ("dice", "iou", "recall", "hd95"),
+    }[row["kind"]]
+    return {key: np.nan if key in lost else value for key, value in _ours(row).items()}
+
+
+POLICIES = {"ours": _ours, "nnunet": _nnunet, "monai": _monai}
+
+
+def _describe(values, policy):
+    values = np.array(values, dtype=float)
+    kept = values[~np.isnan(values)]
+    finite = kept[np.isfinite(kept)]
+    averaged = finite if policy == "ours" else kept
+    return {
+        "mean": float(averaged.mean()) if len(averaged) else float("nan"),
+        "median": float(np.median(kept)) if len(kept) else float("nan"),
+        "spread": float(finite.std(ddof=1)) if len(finite) > 1 else float("nan"),
+        "counted": len(kept),
+        "infinite": len(kept) - len(finite),
+        "dropped": len(values) - len(kept),
+    }
+
+
+def _distances_to(source, destination, spacing):
+    """Distance of every voxel of `source` to the nearest of `destination`, by the cheaper of two exact methods."""
+    points = np.count_nonzero(source) + np.count_nonzero(destination)
+    if points * VOXELS_PER_POINT > source.size:
+        return distance_transform_edt(~destination, sampling=spacing)[source]
+    return cKDTree(np.argwhere(destination) * spacing).query(np.argwhere(source) * spacing)[0]
+
+
+def _bounding_box(mask):
+    spans = [np.flatnonzero(mask.any(axis=tuple(set(range(mask.ndim)) - {axis}))) for axis in range(mask.ndim)]
+    return tuple(slice(span[0], span[-1] + 1) for span in spans)
+
+
+def _with_centre_pixel(mask):
+    if mask.any():
+        return mask
+    mask = mask.copy()
+    mask[tuple(side // 2 for side in mask.shape)] = True
+    return mask
+
+
+def _check_case(prediction, target, classes, spacing, tolerance):
+    if prediction.shape != target.shape or target.ndim not in (2, 3):
+        raise ValueError(f"prediction {prediction.shape} and target {target.shape} must be of one 2D or 3D shape")
+    for name, labels in (("prediction", prediction), ("target", target)):
+        if labels.dtype.kind not in "biu":
+            raise ValueError(f"the {name} holds {labels.dtype}, not integer labels")
+        if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
+            raise ValueError(f"the {name} has labels {labels.min()}..{labels.max()} for {len(classes)} classes")
+    if spacing is not None and (len(spacing) != target.ndim or not all(0 < s < float("inf") for s in spacing)):
+        raise ValueError(f"spacing {spacing} must be {target.ndim} positive numbers")
+    if not 0 <= tolerance < float("inf"):
+        raise ValueError(f"tolerance {tolerance} must be a number of at least 0")

@@ -1,0 +1,40 @@
+"""Two things every file of ours needs: a fingerprint, and a write that is whole or did not happen."""
+
+import hashlib
+import os
+import secrets
+from pathlib import Path
+
+from emit.errors import InputError
+
+
+def sha256(path):
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+
+
+def write_atomic(path, write):
+    """Replace the file at path by what write(temporary_path) writes, all of it or nothing.
+
+    The temporary file lies in the same folder (created when missing), reaches the disk, then takes the name. When
+    anything fails, the old file stays and the temporary one is removed; an OSError, such as a full disk, becomes an
+    InputError.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save meets a full disk with a RuntimeError
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise InputError(f"{path}: could not be written ({reason}); free space or choose another folder") from error
+    finally:
+        if temporary.exists():
+            temporary.unlink()

@@ -1,0 +1,141 @@
+"""Between stages 2 and 3: n labelled images for each training case of a fold, from pure noise and that case's edge.
+
+    python -m emit.generate --model MODEL --hed HED --finetuned RUN --data DATA --out FOLDER
+
+Writes fold<k>/images, masks, edges and manifest.jsonl, whose lines hold all that is needed to make an image again.
+An image depends on (seed, case, index) and its settings alone, not on the batch, the order or a restart.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from emit import errors
+from emit.data.cache import Pictures
+from emit.data.edges import make_hint
+from emit.data.prompts import appearance
+from emit.data.splits import select, write_splits
+from emit.files import sha256, write_atomic
+from emit.ledger import record
+from emit.model import EmitDiff, Sampling, find_edges, load_hed
+from emit.seeds import generator, seed_from
+from emit.training.config import parse, save_config, setting
+from emit.training.dataset import DataSettings, choose_folds, open_data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(DataSettings):
+    """EMIT-Diff's generator: a fine-tuned ControlNet per fold in, labelled images per training case out."""
+
+    model: Path = setting(source="[choice] stage 1's", help="model.safetensors of stage 1, or Stable Diffusion")
+    finetuned: Path = setting(source="[choice] stage 2's", help="run folder of stage 2, with fold<k>/controlnet.safetensors")
+    hed: Path = setting(source="[choice] stage 1's", help="HED weights")
+    out: Path = setting(source="[choice] your folder", help="the output folder, new or with --resume")
+    fold: str = setting("all", "[paper] one model per fold", help="all, or one fold number")
+    n: int = setting(3, "[authors' code]", paper=50, help="images per training case")
+    hint: Literal["hed+contour", "hed", "contour", "mask", "box"] = setting("hed+contour", "[paper]", help="edge condition")
+    method: Literal["ddim", "ddpm", "dpmpp_2m"] = setting("ddim", "[authors' code]", help="sampler")
+    steps: int = setting(12, "[authors' code]", paper=20, help="denoising steps")
+    eta: float = setting(0.0, "[authors' code]", help="DDIM's noise, 0 to 1")
+    spacing: Literal["trailing", "leading"] = setting("trailing", "[choice] starts at the noisiest t", help="kept timesteps")
+    guidance: float = setting(1.5, "[choice] captions were dropped in training; [authors' code]: 9", help="guidance weight")
+    strength: float = setting(1.0, "[authors' code]", help="control strength")
+    guess_mode: Literal["original", "diffusers"] | None = setting(None, "[authors' code]", help="falling control scales")
+    phrases: bool = setting(False, "[choice] only models that know words", paper=True, help="add an appearance phrase")
+    negative: str = setting("", "[choice] no natural-image words", help="text of the unconditional half")
+    grey: bool = setting(True, "[paper]", help="average the channels after decoding")
+    batch: int = setting(32, "[choice] memory", paper=8, help="images at a time; changes nothing but speed")
+    precision: Literal["float32", "bf16"] = setting("float32", "[authors' code]", help="of the forward passes")
+    device: str = setting("cpu", "[choice] demo machine", paper="cuda", help="torch device")
+    resume: bool = setting(False, "[choice] explicit", help="go on with the images in --out", may_change=True)
+
+
+def plan(pictures, settings, done):
+    """List (case number, sample index, prompt, seed) for every image still to make."""
+    jobs = []
+    for number, case in enumerate(pictures.cases):
+        for index in range(settings.n):
+            if (case.id, index) in done:
+                continue
+            prompt = case.prompt
+            if settings.phrases:
+                prompt = appearance(prompt, generator(settings.seed, case.id, index, "phrase"))
+            jobs.append((number, index, prompt, seed_from(settings.seed, case.id, index)))
+    return jobs
+
+
+def save_picture(path, array):
+    """Write an 8-bit grey PNG in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, lambda temporary: Image.fromarray(array).save(temporary, "PNG"))
+
+
+def to_bytes(image):
+    """Turn an image in [-1, 1] into 0..255."""
+    return (image * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+
+def generate_fold(model, hed, cases, classes, settings, folder, weights):
+    """Make every image of one fold that the manifest does not hold yet; each line is written after its files."""
+    manifest = folder / "manifest.jsonl"
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()] if manifest.exists() else []
+    if lines and not settings.resume:
+        raise errors.InputError(f"{folder}: already holds images; go on with --resume or choose another folder")
+    pictures = Pictures(cases, settings.size)
+    sampling = Sampling(**{name: getattr(settings, name) for name in Sampling.__dataclass_fields__})
+    jobs = plan(pictures, settings, {(line["case"], line["index"]) for line in lines})
+    sources = {case.id: sha256(case.path) for case in cases}
+    folder.mkdir(parents=True, exist_ok=True)
+    bar = tqdm(total=len(jobs), desc=folder.name, unit="image")
+    autocast = torch.autocast(settings.device, torch.bfloat16, enabled=settings.precision == "bf16")
+    with open(manifest, "a") as log, autocast, bar:
+        for start in range(0, len(jobs), settings.batch):
+            numbers, indices, prompts, seeds = zip(*jobs[start : start + settings.batch], strict=True)
+            masks = pictures.mask(numbers)
+            edges = find_edges(hed, pictures.image(numbers))
+            hint = make_hint(settings.hint, masks, edges, len(classes))
+            images = model.generate(list(prompts), hint, seeds, settings.size, sampling, settings.negative)
+            for row, (number, index) in enumerate(zip(numbers, indices, strict=True)):
+                case = cases[number]
+                name = f"{case.id.replace('/', '_')}_{index:03d}.png"
+                picture = images[row].mean(0) if settings.grey else images[row].permute(1, 2, 0)
+                save_picture(folder / "images" / name, to_bytes(picture))
+                save_picture(folder / "masks" / name, masks[row].to(torch.uint8).numpy())
+                save_picture(folder / "edges" / name, to_bytes(2 * hint[row, 0] - 1))
+                line = {"file": name, "case": case.id, "index": index, "prompt": prompts[row], "seed": seeds[row]}
+                line |= {"hint": settings.hint, "size": settings.size, "negative": settings.negative}
+                line |= {"sampling": asdict(sampling), "precision": settings.precision}
+                line |= {"weights": weights, "source": sources[case.id], "classes": classes, "synthetic": True}
+                log.write(json.dumps(line) + "\n")
+            log.flush()
+            bar.update(len(numbers))
+
+
+def main():
+    """Generate every fold that is asked for."""
+    settings = parse(Settings)
+    cases, splits = open_data(settings)
+    folds = choose_folds(settings.fold, splits)
+    hed, hed_header = load_hed(settings.hed)
+    files = {f"fold{fold}": settings.finetuned / f"fold{fold}" / "controlnet.safetensors" for fold in folds}
+    save_config(settings.out, settings, {"model": settings.model, "hed": settings.hed, **files})
+    write_splits(settings.out / "splits.json", splits)
+    shared = {"model": sha256(settings.model), "hed": sha256(settings.hed)} if settings.model.is_file() else {}
+    for fold in folds:
+        controlnet = files[f"fold{fold}"]
+        model, headers = EmitDiff.load(settings.model, controlnet)
+        model.to(settings.device).requires_grad_(False), hed.to(settings.device)
+        weights = {**shared, "controlnet": sha256(controlnet)}
+        training = select(cases.cases, splits[fold].train)
+        ledger = record("generation", [], [*headers, hed_header])
+        write_atomic(settings.out / f"fold{fold}" / "ledger.json", lambda path, text=json.dumps(ledger): path.write_text(text))
+        generate_fold(model, hed, training, cases.classes, settings, settings.out / f"fold{fold}", weights)
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,250 @@
+"""Where the parts meet: the sizes of each preset, and EmitDiff = autoencoder + text encoder + UNet + ControlNet."""
+
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import nn
+
+from emit import checkpoints
+from emit.data.cache import Memo
+from emit.diffusion.guidance import classifier_free, control_scales
+from emit.diffusion.objective import per_sample_loss
+from emit.diffusion.samplers import sample
+from emit.diffusion.schedule import Schedule, q_sample, to_v, v_to_eps
+from emit.errors import InputError
+from emit.networks.controlnet import ControlNet
+from emit.networks.hed import HED, HEDv11
+from emit.networks.text import TextConfig, TextEncoder
+from emit.networks.unet import UNet, UNetConfig
+from emit.networks.vae import AutoencoderKL, Posterior, VAEConfig
+from emit.seeds import SeededNoise
+
+PARTS = ("vae", "text", "unet", "controlnet")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of all parts. version: whose file layout is written, "sd1" or "sd2". prediction: what the UNet puts out, "eps" or "v"."""
+
+    unet: UNetConfig = UNetConfig()
+    vae: VAEConfig = VAEConfig()
+    text: TextConfig = TextConfig()
+    version: str = "sd1"
+    prediction: str = "eps"
+
+    @classmethod
+    def from_dict(cls, values):
+        """Rebuild the sizes from a checkpoint header (`asdict`'s output after JSON)."""
+        parts = {"unet": UNetConfig, "vae": VAEConfig, "text": TextConfig}
+        tuples = {
+            name: config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values[name].items()})
+            for name, config in parts.items()
+        }
+        return cls(**{**values, **tuples})
+
+
+SD15 = Sizes()
+SD21 = Sizes(
+    unet=UNetConfig(heads=None, head_size=64, context_dim=1024, linear_projections=True),
+    text=TextConfig(width=1024, layers=23, heads=16, quick_gelu=False, pad=0),
+    version="sd2",
+    prediction="v",
+)
+DEMO = Sizes(
+    unet=UNetConfig(
+        model_channels=64,
+        channel_mult=(1, 2, 2),
+        num_res_blocks=1,
+        attention_levels=(1, 2),
+        heads=4,
+        context_dim=64,
+        groups=16,
+        hint_channels=(16, 32, 64),
+    ),
+    vae=VAEConfig(channels=32, channel_mult=(1, 2, 2), num_res_blocks=1, groups=8, scale=1.0),
+    text=TextConfig(width=64, layers=2, heads=2),
+)
+PRESETS = {"sd15": SD15, "sd21": SD21, "demo": DEMO}
+
+
+DEMO_HED = (8, 16, 32, 32, 32)
+
+
+def drop_captions(prompts, rate, rng):
+    """Replace each prompt by the empty one with probability `rate`, so that the model also learns to do without."""
+    dropped = torch.rand(len(prompts), generator=rng) < rate
+    return ["" if drop else prompt for prompt, drop in zip(prompts, dropped, strict=True)]
+
+
+def load_hed(path):
+    """Return the HED network, of either kind and any size, that a weight file holds, and the file's header."""
+    file = checkpoints.read(path)
+    parts = file.parts
+    if "hed" in parts:
+        hed = HED([parts["hed"][f"moduleVgg{stage}.weight"].shape[0] for stage in ("One.0", "Two.1", "Thr.1", "Fou.1", "Fiv.1")])
+        checkpoints.fill(hed, parts["hed"], path, "hed")
+    elif "hed_v11" in parts:
+        hed = HEDv11([parts["hed_v11"][f"block{stage}.convs.0.weight"].shape[0] for stage in range(1, 6)])
+        checkpoints.fill(hed, parts["hed_v11"], path, "hed_v11")
+    else:
+        raise InputError(f"{path}: holds {', '.join(parts)}, not HED; give network-bsds500, ControlNetHED or our hed.safetensors")
+    return hed.requires_grad_(False), file.header
+
+
+@torch.no_grad()
+def find_edges(hed, image):
+    """Run HED on grey images (B, 1, H, W) in [-1, 1]: edge probability (B, 1, H, W), on the images' device."""
+    device = next(hed.parameters()).device
+    return hed(image.expand(-1, 3, -1, -1).to(device)).to(image.device)
+
+
+def to_grey(image):
+    """Average the channels and repeat (B, 3, H, W): the authors' grey output, as a step after a public decoder."""
+    return image.mean(dim=1, keepdim=True).expand_as(image)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are drawn. Defaults: the authors' DDIM 20, eta 0, control strength 1; guidance is [choice], see docs/paper.md."""
+
+    method: str = "ddim"
+    steps: int = 20
+    eta: float = 0.0
+    guidance: float = 2.0
+    strength: float = 1.0
+    guess_mode: str | None = None
+    spacing: str = "trailing"
+    grey: bool = True
+
+
+class EmitDiff(nn.Module):
+    """The whole generator. Sub-modules: vae, text, unet, controlnet (each may be None when a script does not need it)."""
+
+    def __init__(self, sizes, parts=PARTS):
+        super().__init__()
+        self.sizes = sizes
+        self.schedule = Schedule.scaled_linear()
+        self.vae = AutoencoderKL(sizes.vae) if "vae" in parts else None
+        self.text = TextEncoder(sizes.text) if "text" in parts else None
+        self.unet = UNet(sizes.unet) if "unet" in parts else None
+        self.controlnet = ControlNet(sizes.unet) if "controlnet" in parts else None
+
+    def network_output(self, z_t, t, context, hint=None, scales=None):
+        """Return the UNet's output (B, 4, h, w), with the ControlNet where a hint (B, 3, H, W) in [0, 1] is given."""
+        control = ()
+        if hint is not None:
+            control = self.controlnet(z_t, t, context, hint)
+            scales = scales or [1.0] * len(control)
+            control = [scale * residual for scale, residual in zip(scales, control, strict=True)]
+        return self.unet(z_t, t, context, control)
+
+    def predict(self, z_t, t, context, hint=None, scales=None):
+        """Return eps_hat (B, 4, h, w), whatever the network predicts."""
+        out = self.network_output(z_t, t, context, hint, scales)
+        return v_to_eps(z_t, out, self.schedule.at(t)) if self.sizes.prediction == "v" else out
+
+    def draw(self, z_0, rng):
+        """Draw timesteps (B,) uniform in 0..T-1 and noise like z_0 from a CPU generator."""
+        t = torch.randint(0, self.schedule.T, (len(z_0),), generator=rng)
+        return t.to(z_0.device), torch.randn(z_0.shape, generator=rng).to(z_0.device)
+
+    def losses(self, z_0, t, eps, prompts, hint=None):
+        """Return the simple loss of each sample (B,): || eps - eps_hat ||^2 per dimension, or of v where v is predicted."""
+        ab = self.schedule.at(t)
+        z_t, target = q_sample(z_0, ab, eps), eps if self.sizes.prediction == "eps" else to_v(z_0, eps, ab)
+        return per_sample_loss(target, self.network_output(z_t, t, self.contexts(prompts), hint))
+
+    def contexts(self, prompts):
+        """Encode B prompts, each different one once."""
+        different = list(dict.fromkeys(prompts))
+        states = self.text.encode(different)
+        return states[[different.index(prompt) for prompt in prompts]]
+
+    def latent_memo(self, pictures):
+        """Return (indices, rng) -> z_0 drawn from the autoencoder's posterior, whose moments are computed once per picture."""
+        device = next(self.vae.parameters()).device
+
+        @torch.no_grad()
+        def encode(indices):
+            posterior = self.vae.encode(pictures.image(indices).expand(-1, 3, -1, -1).to(device))
+            return torch.cat([posterior.mean, posterior.log_variance], dim=1)
+
+        moments = Memo(encode)
+
+        def latents(indices, rng):
+            mean, log_variance = moments(indices).chunk(2, dim=1)
+            return Posterior(mean, log_variance, self.vae.scale).sample(torch.randn(mean.shape, generator=rng).to(device))
+
+        return latents
+
+    def denoiser(self, context, unconditional, hint, sampling):
+        """Return (z_t, t) -> eps_hat with classifier-free guidance; both halves see the hint."""
+        count = len(self.unet.input_blocks) + 1
+        scales = control_scales(sampling.strength, count, sampling.guess_mode)
+
+        def denoise(z_t, t):
+            if sampling.guidance == 1:
+                return self.predict(z_t, t, context, hint, scales)
+            both = None if hint is None else torch.cat([hint, hint])
+            states = torch.cat([unconditional, context])
+            eps = self.predict(torch.cat([z_t, z_t]), torch.cat([t, t]), states, both, scales)
+            return classifier_free(*eps.chunk(2), sampling.guidance)
+
+        return denoise
+
+    @torch.no_grad()
+    def generate(self, prompts, hint, seeds, size, sampling=Sampling(), negative=""):  # noqa: B008 (frozen)
+        """Draw images (B, 3, size, size) in [-1, 1]; image b depends on its prompt, hint and seed alone.
+
+        hint: (B, 3, size, size) in [0, 1], or None for text alone. size: a multiple of 8 latent cells.
+        """
+        device = next(self.unet.parameters()).device
+        side = size // self.sizes.vae.factor
+        noise = SeededNoise(seeds, (self.sizes.vae.z_channels, side, side), device)
+        context, unconditional = self.text.encode(prompts), self.text.encode([negative] * len(prompts))
+        hint = None if hint is None else hint.to(device)
+        z_0 = sample(
+            self.denoiser(context, unconditional, hint, sampling),
+            noise(),
+            self.schedule,
+            sampling.steps,
+            method=sampling.method,
+            eta=sampling.eta,
+            noise=noise,
+            spacing=sampling.spacing,
+        )
+        image = self.vae.decode(z_0).clamp(-1, 1)
+        return to_grey(image) if sampling.grey else image
+
+    def save(self, path, header=None, parts=PARTS):
+        """Write the named parts that exist to one safetensors file in the original layout, with sizes and header in it."""
+        sizes = asdict(replace(self.sizes, vae=replace(self.sizes.vae, scale=self.vae.scale)) if self.vae else self.sizes)
+        tensors = {name: getattr(self, name).state_dict() for name in parts if getattr(self, name) is not None}
+        checkpoints.write_single(path, tensors, {**(header or {}), "config": sizes})
+
+    @classmethod
+    def load(cls, path, controlnet=None, parts=PARTS):
+        """Build the model from a public or own file or folder; `controlnet` names a file of its own for that part.
+
+        Returns the model and the headers of the files. Raises InputError where a part is in neither; a missing ControlNet starts as a copy of the UNet's encoder.
+        """
+        files = [checkpoints.read(file) for file in (path, controlnet) if file is not None]
+        sizes = sizes_of(files[0])
+        found = {name: tensors for file in files for name, tensors in file.parts.items()}
+        for name in set(parts) - {"controlnet"} - set(found):
+            raise InputError(f"{path}: holds no {name}, only {', '.join(found)}; give a file with all of {', '.join(parts)}")
+        with torch.device("meta"):
+            model = cls(sizes, [name for name in parts if name in found])
+        for name in [name for name in parts if name in found]:
+            checkpoints.fill(getattr(model, name), found[name], path, name)
+        if "controlnet" in parts and "controlnet" not in found:
+            model.controlnet = ControlNet(sizes.unet).copy_encoder(model.unet)
+        return model, [file.header for file in files]
+
+
+def sizes_of(checkpoint):
+    """Return the sizes that a checkpoint's header states, or those of the public version it was recognised as."""
+    if "config" in checkpoint.header:
+        return Sizes.from_dict(checkpoint.header["config"])
+    sizes = {"sd1": SD15, "sd2": SD21}[checkpoint.version]
+    return replace(sizes, prediction=checkpoint.prediction) if checkpoint.prediction in ("eps", "v") else sizes

@@ -1,0 +1,56 @@
+"""ControlNet (Zhang et al., 2302.05543): a copy of the UNet's encoder that reads a hint image through zero convolutions."""
+
+from torch import nn
+
+from emit.networks.layers import TimestepSequential, timestep_embedding, zero_module
+from emit.networks.unet import encoder_blocks, middle_block, time_embed
+
+
+def hint_encoder(hint_channels, out_channels):
+    """Build the convolutions from the hint (B, 3, H, W) to latent size: one halving per step of hint_channels, zero at the end."""
+    layers = [nn.Conv2d(3, hint_channels[0], 3, padding=1), nn.SiLU()]
+    for before, after in zip(hint_channels, hint_channels[1:], strict=False):
+        layers += [nn.Conv2d(before, before, 3, padding=1), nn.SiLU()]
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.SiLU()]
+    layers.append(zero_module(nn.Conv2d(hint_channels[-1], out_channels, 3, padding=1)))
+    return TimestepSequential(*layers)
+
+
+def zero_convolution(channels):
+    """Build a 1x1 convolution that starts at zero."""
+    return TimestepSequential(zero_module(nn.Conv2d(channels, channels, 1)))
+
+
+class ControlNet(nn.Module):
+    """residuals = controlnet(z_t, t, context, hint): a list for the UNet's `control`, one per encoder block, then the middle.
+
+    hint (B, 3, H, W) in [0, 1] at image size. At the start every residual is exactly zero.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.time_embed = time_embed(config)
+        self.input_blocks, widths = encoder_blocks(config)
+        self.zero_convs = nn.ModuleList(zero_convolution(width) for width in widths)
+        self.input_hint_block = hint_encoder(config.hint_channels, config.model_channels)
+        self.middle_block = middle_block(config, widths[-1])
+        self.middle_block_out = zero_convolution(widths[-1])
+
+    def copy_encoder(self, unet):
+        """Start from the UNet's encoder: copy every tensor that both have; the hint encoder and the zero convolutions stay."""
+        theirs = unet.state_dict()
+        self.load_state_dict({name: theirs.get(name, own) for name, own in self.state_dict().items()})
+        return self
+
+    def forward(self, z_t, t, context, hint):
+        emb = self.time_embed(timestep_embedding(t, self.config.model_channels).to(z_t.dtype))
+        guide = self.input_hint_block(hint, emb, context)
+        h, residuals = z_t, []
+        for block, zero_conv in zip(self.input_blocks, self.zero_convs, strict=True):
+            h = block(h, emb, context)
+            if guide is not None:  # added once, after the first convolution
+                h, guide = h + guide, None
+            residuals.append(zero_conv(h, emb, context))
+        h = self.middle_block(h, emb, context)
+        return [*residuals, self.middle_block_out(h, emb, context)]

@@ -1,0 +1,163 @@
+"""Holistically-nested edge detection (HED; Xie & Tu, 1504.06375), in the two forms whose weights are public.
+
+Parameter names are those of the public files: `HED` reads network-bsds500.pth, `HEDv11` reads ControlNetHED.pth.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+CHANNELS = (64, 128, 256, 512, 512)  # VGG-16 (1409.1556), stages 1 to 5
+DEPTHS = (2, 2, 3, 3, 3)  # its convolutions per stage
+MEAN_RGB = (122.67891434, 116.66876762, 104.00698793)  # of VGG's training images, on the scale 0..255
+SMALLEST_SIDE = 16  # four poolings leave one pixel
+
+
+def vgg_stage(in_channels, channels, depth, pool=True):
+    """Build one VGG stage: 2x2 max pooling (not in the first), then `depth` times 3x3 convolution and ReLU."""
+    layers = [nn.MaxPool2d(2)] if pool else []
+    for width in [in_channels] + [channels] * (depth - 1):
+        layers += [nn.Conv2d(width, channels, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def to_pixels(image):
+    """Turn an image (B, 3, H, W) in [-1, 1] into the scale 0..255, in float32."""
+    if min(image.shape[-2:]) < SMALLEST_SIDE:
+        raise ValueError(f"HED needs sides of at least {SMALLEST_SIDE} pixels, not {tuple(image.shape[-2:])}")
+    return (image.float() + 1) * 127.5
+
+
+def side_logits(pixels, stages, scores):
+    """Run the stages; score each one's features (1x1) and upsample the score bilinearly to the input size.
+
+    pixels: (B, 3, H, W).  Returns five logits (B, 1, H, W), the finest first.
+    """
+    features, sides = pixels, []
+    for stage, score in zip(stages, scores, strict=True):
+        features = stage(features)
+        sides.append(F.interpolate(score(features), pixels.shape[-2:], mode="bilinear", align_corners=False))
+    return sides
+
+
+def initialise(stages, scores):
+    """Start from scratch: He's rule (1502.01852) for the stages, zero for the side scores (HED, section 4.1)."""
+    for layer in [layer for stage in stages for layer in stage.modules() if isinstance(layer, nn.Conv2d)]:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
+    for score in scores:
+        nn.init.zeros_(score.weight)
+        nn.init.zeros_(score.bias)
+
+
+class HED(nn.Module):
+    """HED with learned fusion: BGR, 0..255 minus the mean; five sides; a 1x1 convolution of the five logits.
+
+    hed(image (B, 3, H, W) RGB in [-1, 1]) is the fused edge probability (B, 1, H, W). Any sides from 16 pixels on.
+    From scratch the fusion starts as the mean of the sides (section 4.1). The paper starts from VGG-16's weights; with
+    ours AdamW at 3e-3 finds noisy discs and squares within 100 steps (tests/networks/test_hed.py).
+    """
+
+    def __init__(self, channels=CHANNELS):
+        super().__init__()
+        one, two, three, four, five = channels
+        self.moduleVggOne = vgg_stage(3, one, DEPTHS[0], pool=False)
+        self.moduleVggTwo = vgg_stage(one, two, DEPTHS[1])
+        self.moduleVggThr = vgg_stage(two, three, DEPTHS[2])
+        self.moduleVggFou = vgg_stage(three, four, DEPTHS[3])
+        self.moduleVggFiv = vgg_stage(four, five, DEPTHS[4])
+        self.moduleScoreOne = nn.Conv2d(one, 1, 1)
+        self.moduleScoreTwo = nn.Conv2d(two, 1, 1)
+        self.moduleScoreThr = nn.Conv2d(three, 1, 1)
+        self.moduleScoreFou = nn.Conv2d(four, 1, 1)
+        self.moduleScoreFiv = nn.Conv2d(five, 1, 1)
+        self.moduleCombine = nn.Sequential(nn.Conv2d(5, 1, 1))
+        initialise(self.stages(), self.scores())
+        nn.init.constant_(self.moduleCombine[0].weight, 0.2)
+        nn.init.zeros_(self.moduleCombine[0].bias)
+
+    def stages(self):
+        """Return the five stages, the finest first."""
+        return [self.moduleVggOne, self.moduleVggTwo, self.moduleVggThr, self.moduleVggFou, self.moduleVggFiv]
+
+    def scores(self):
+        """Return the five 1x1 side scores, the finest first."""
+        return [self.moduleScoreOne, self.moduleScoreTwo, self.moduleScoreThr, self.moduleScoreFou, self.moduleScoreFiv]
+
+    def logits(self, image):
+        """Return six logits (B, 1, H, W): the five sides, the finest first, and their fusion."""
+        pixels = to_pixels(image)
+        pixels = pixels.flip(1) - pixels.new_tensor(MEAN_RGB[::-1]).view(1, 3, 1, 1)  # RGB -> BGR
+        sides = side_logits(pixels, self.stages(), self.scores())
+        return [*sides, self.moduleCombine(torch.cat(sides, dim=1))]
+
+    def forward(self, image):
+        return torch.sigmoid(self.logits(image)[-1])
+
+
+class HEDv11Block(nn.Module):
+    """One VGG stage and its side score, under the names of ControlNetHED.pth."""
+
+    def __init__(self, in_channels, channels, depth, pool=True):
+        super().__init__()
+        widths = [in_channels] + [channels] * (depth - 1)
+        self.convs = nn.ModuleList(nn.Conv2d(width, channels, 3, padding=1) for width in widths)
+        self.projection = nn.Conv2d(channels, 1, 1)
+        self.pool = pool
+
+    def forward(self, features):
+        if self.pool:
+            features = F.max_pool2d(features, 2)
+        for conv in self.convs:
+            features = F.relu(conv(features))
+        return features
+
+
+class HEDv11(nn.Module):
+    """ControlNet 1.1's HED: RGB, 0..255 minus a learned `norm`; the plain mean of the five side logits.
+
+    Called like HED; its weights are not interchangeable with HED's. From scratch `norm` starts at VGG's mean.
+    """
+
+    def __init__(self, channels=CHANNELS):
+        super().__init__()
+        one, two, three, four, five = channels
+        self.norm = nn.Parameter(torch.tensor(MEAN_RGB).view(1, 3, 1, 1))
+        self.block1 = HEDv11Block(3, one, DEPTHS[0], pool=False)
+        self.block2 = HEDv11Block(one, two, DEPTHS[1])
+        self.block3 = HEDv11Block(two, three, DEPTHS[2])
+        self.block4 = HEDv11Block(three, four, DEPTHS[3])
+        self.block5 = HEDv11Block(four, five, DEPTHS[4])
+        initialise(self.stages(), self.scores())
+
+    def stages(self):
+        """Return the five stages, the finest first."""
+        return [self.block1, self.block2, self.block3, self.block4, self.block5]
+
+    def scores(self):
+        """Return the five 1x1 side scores, the finest first."""
+        return [block.projection for block in self.stages()]
+
+    def logits(self, image):
+        """Return six logits (B, 1, H, W): the five sides, the finest first, and their mean."""
+        sides = side_logits(to_pixels(image) - self.norm, self.stages(), self.scores())
+        return [*sides, torch.stack(sides).mean(dim=0)]
+
+    def forward(self, image):
+        return torch.sigmoid(self.logits(image)[-1])
+
+
+def class_balanced_loss(logits, boundary):
+    """Sum the class-balanced cross-entropy (HED, 1504.06375, Eq. 2) over the five sides and the fusion, weight 1 each.
+
+    l = -beta y log p - (1 - beta) (1 - y) log(1 - p),  beta = 1 - mean(y) of each image
+    logits: list of (B, 1, H, W); boundary y: (B, 1, H, W) in [0, 1], soft labels weigh both terms.
+    Departure: mean over pixels and images, where the paper sums, so that the scale does not depend on the size.
+    An image without boundary has beta = 1 and loss 0, as in the paper: it teaches nothing.
+    """
+    if any(logit.shape != boundary.shape for logit in logits):
+        raise ValueError(f"class_balanced_loss: boundary {tuple(boundary.shape)} is not shaped like the logits")
+    beta = 1 - boundary.mean(dim=(1, 2, 3), keepdim=True)
+    positive, negative = beta * boundary, (1 - beta) * (1 - boundary)
+    terms = [positive * F.softplus(-logit.float()) + negative * F.softplus(logit.float()) for logit in logits]
+    return sum(term.mean() for term in terms)

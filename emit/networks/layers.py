@@ -1,0 +1,173 @@
+"""Layers shared by the UNet, the ControlNet and the autoencoder. Names are CompVis's, so public files load as they are."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+
+def zero_module(module):
+    """Set every parameter of the module to zero and return it (Ho et al., 2006.11239; the zero convolution of 2302.05543)."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def timestep_embedding(t, width):
+    """Embed timesteps t (B,) as (B, width): [cos(t f_k), sin(t f_k)], f_k = exp(-ln(10000) k / (width / 2)).
+
+    Source: Ho et al., 2006.11239, with the order cos, sin of the public code. Odd widths are refused.
+    """
+    if width % 2:
+        raise ValueError(f"timestep_embedding: width {width} is odd")
+    half = width // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = t[:, None].float() * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class TimestepSequential(nn.Sequential):
+    """A sequence that hands the timestep embedding to residual blocks and the text states to transformers."""
+
+    def forward(self, h, emb, context):
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                h = layer(h, emb)
+            elif isinstance(layer, SpatialTransformer):
+                h = layer(h, context)
+            else:
+                h = layer(h)
+        return h
+
+
+class ResBlock(nn.Module):
+    """h + f(h, t): norm, SiLU, convolution, + timestep projection, norm, SiLU, convolution (zero at the start)."""
+
+    def __init__(self, channels, out_channels, emb_width, groups):
+        super().__init__()
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(groups, channels, eps=1e-5), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_width, out_channels))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(groups, out_channels, eps=1e-5),
+            nn.SiLU(),
+            nn.Identity(),  # dropout's place in the public names; Stable Diffusion's rate is 0
+            zero_module(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+        )
+        self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x, emb):
+        h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
+        return self.skip_connection(x) + self.out_layers(h)
+
+
+class Downsample(nn.Module):
+    """Halve the sides: 3x3 convolution, stride 2, padding 1 on every side."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Double the sides: nearest neighbour, then a 3x3 convolution. The autoencoder uses it too."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class CrossAttention(nn.Module):
+    """softmax(Q K^T / sqrt(d)) V over heads of size d; keys and values come from the context, or from x itself."""
+
+    def __init__(self, width, context_width, heads):
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(context_width, width, bias=False)
+        self.to_v = nn.Linear(context_width, width, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(width, width), nn.Identity())
+
+    def forward(self, x, context=None):
+        context = x if context is None else context
+        q, k, v = (
+            rearrange(y, "b n (heads d) -> b heads n d", heads=self.heads)
+            for y in (self.to_q(x), self.to_k(context), self.to_v(context))
+        )
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.to_out(rearrange(out, "b heads n d -> b n (heads d)"))
+
+
+class GEGLU(nn.Module):
+    """value * gelu(gate) with value, gate = the halves of one projection, in that order, and the exact GELU (2002.05202)."""
+
+    def __init__(self, width, out_width):
+        super().__init__()
+        self.proj = nn.Linear(width, 2 * out_width)
+
+    def forward(self, x):
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """Width to four times the width and back, through GEGLU."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention to the text, feed-forward; each after a layer norm and with a residual."""
+
+    def __init__(self, width, context_width, heads):
+        super().__init__()
+        self.attn1 = CrossAttention(width, width, heads)
+        self.attn2 = CrossAttention(width, context_width, heads)
+        self.ff = FeedForward(width)
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, x, context):
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """A transformer over the pixels of a feature map, residual; its last projection is zero at the start.
+
+    linear: the projections in and out are linear (Stable Diffusion 2) instead of 1x1 convolutions (1.x).
+    """
+
+    def __init__(self, channels, context_width, heads, groups, linear):
+        super().__init__()
+        self.linear = linear
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, context_width, heads)])
+        self.proj_out = zero_module(nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x, context):
+        height = x.shape[2]
+        h = self.norm(x)
+        h = h if self.linear else self.proj_in(h)
+        h = rearrange(h, "b c y x -> b (y x) c")
+        h = self.proj_in(h) if self.linear else h
+        for block in self.transformer_blocks:
+            h = block(h, context)
+        h = self.proj_out(h) if self.linear else h
+        h = rearrange(h, "b (y x) c -> b c y x", y=height)
+        return x + (h if self.linear else self.proj_out(h))

@@ -1,0 +1,199 @@
+"""The KL autoencoder of latent diffusion (2112.10752): images (B, 3, H, W) in [-1, 1] to latents and back.
+
+The latent scale lives here: `encode` gives scaled latents and `decode` takes them; no caller knows the factor.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+from emit.networks.layers import Upsample
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Sizes of the autoencoder; the values are Stable Diffusion's. Latent sides are H / 2^(levels - 1)."""
+
+    channels: int = 128
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    z_channels: int = 4
+    groups: int = 32
+    scale: float = 0.18215
+
+    @property
+    def factor(self):
+        """How many pixels a side of one latent cell covers."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+
+def norm(config, channels):
+    """Build the autoencoder's group norm; its eps is 1e-6, not PyTorch's 1e-5."""
+    return nn.GroupNorm(config.groups, channels, eps=1e-6)
+
+
+class Block(nn.Module):
+    """A residual block without a timestep."""
+
+    def __init__(self, config, channels, out_channels):
+        super().__init__()
+        self.norm1 = norm(config, channels)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.norm2 = norm(config, out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x):
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
+
+
+class Attention(nn.Module):
+    """Single-head self-attention over the pixels, residual."""
+
+    def __init__(self, config, channels):
+        super().__init__()
+        self.norm = norm(config, channels)
+        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
+
+    def forward(self, x):
+        h = self.norm(x)
+        q, k, v = (rearrange(f(h), "b c y x -> b (y x) c") for f in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+        return x + self.proj_out(rearrange(h, "b (y x) c -> b c y x", y=x.shape[2]))
+
+
+class Downsample(nn.Module):
+    """Halve the sides: zeros on the right and below, then a 3x3 convolution with stride 2 and no padding."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x):
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block at the lowest resolution."""
+
+    def __init__(self, config, channels):
+        super().__init__()
+        self.block_1 = Block(config, channels, channels)
+        self.attn_1 = Attention(config, channels)
+        self.block_2 = Block(config, channels, channels)
+
+    def forward(self, x):
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Encoder(nn.Module):
+    """Image (B, 3, H, W) to 2 z_channels moments, before `quant_conv`."""
+
+    def __init__(self, config):
+        super().__init__()
+        channels = config.channels
+        self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
+        self.down = nn.ModuleList()
+        for level, mult in enumerate(config.channel_mult):
+            stage = nn.Module()
+            stage.block = nn.ModuleList()
+            for _ in range(config.num_res_blocks):
+                stage.block.append(Block(config, channels, mult * config.channels))
+                channels = mult * config.channels
+            if level + 1 < len(config.channel_mult):
+                stage.downsample = Downsample(channels)
+            self.down.append(stage)
+        self.mid = Middle(config, channels)
+        self.norm_out = norm(config, channels)
+        self.conv_out = nn.Conv2d(channels, 2 * config.z_channels, 3, padding=1)
+
+    def forward(self, image):
+        h = self.conv_in(image)
+        for stage in self.down:
+            for block in stage.block:
+                h = block(h)
+            if hasattr(stage, "downsample"):
+                h = stage.downsample(h)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+
+
+class Decoder(nn.Module):
+    """Latents, after `post_quant_conv`, to an image. `up` is numbered by level, so it is run from the last to the first."""
+
+    def __init__(self, config):
+        super().__init__()
+        channels = config.channels * config.channel_mult[-1]
+        self.conv_in = nn.Conv2d(config.z_channels, channels, 3, padding=1)
+        self.mid = Middle(config, channels)
+        stages = []
+        for level, mult in reversed(list(enumerate(config.channel_mult))):
+            stage = nn.Module()
+            stage.block = nn.ModuleList()
+            for _ in range(config.num_res_blocks + 1):
+                stage.block.append(Block(config, channels, mult * config.channels))
+                channels = mult * config.channels
+            if level:
+                stage.upsample = Upsample(channels)
+            stages.insert(0, stage)
+        self.up = nn.ModuleList(stages)
+        self.norm_out = norm(config, channels)
+        self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)
+
+    def forward(self, z):
+        h = self.mid(self.conv_in(z))
+        for stage in reversed(self.up):
+            for block in stage.block:
+                h = block(h)
+            if hasattr(stage, "upsample"):
+                h = stage.upsample(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """q(z | image): a diagonal Gaussian. mean and std are unscaled; `sample` and `mode` give scaled latents."""
+
+    mean: torch.Tensor
+    log_variance: torch.Tensor
+    scale: float
+
+    def sample(self, noise):
+        """Return scale * (mean + std * noise); noise is standard normal, shaped like mean."""
+        return self.scale * (self.mean + torch.exp(0.5 * self.log_variance) * noise)
+
+    def mode(self):
+        """Return scale * mean."""
+        return self.scale * self.mean
+
+    def kl(self):
+        """Return KL(q || N(0, I)) of the unscaled latent in nats, per image (B,)."""
+        variance = self.log_variance.exp()
+        return 0.5 * (self.mean.square() + variance - 1 - self.log_variance).sum(dim=(1, 2, 3))
+
+
+class AutoencoderKL(nn.Module):
+    """encode: image -> Posterior of scaled latents.  decode: scaled latents -> image, not clipped."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.scale = config.scale
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv2d(2 * config.z_channels, 2 * config.z_channels, 1)
+        self.post_quant_conv = nn.Conv2d(config.z_channels, config.z_channels, 1)
+
+    def encode(self, image):
+        """Image (B, 3, H, W) in [-1, 1] to the posterior; its log-variance is clamped to [-30, 20]."""
+        mean, log_variance = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
+        return Posterior(mean, log_variance.clamp(-30, 20), self.scale)
+
+    def decode(self, z):
+        """Scaled latents (B, z_channels, h, w) to an image (B, 3, H, W)."""
+        return self.decoder(self.post_quant_conv(z / self.scale))

@@ -1,0 +1,42 @@
+"""Is it learning? Losses with the right and the wrong condition, and samples on fixed noise beside their hints."""
+
+import torch
+
+from emit.evaluation.figures import save_rows
+from emit.model import Sampling
+from emit.seeds import generator, seed_from
+
+
+@torch.no_grad()
+def condition_losses(model, z_0, prompts, hint, rng):
+    """Return the mean loss with the true, a zero and another image's hint, and with another's and the empty prompt.
+
+    A condition that is used makes the loss with the true one the smallest. Same noise and timesteps for all.
+    """
+    t, eps = model.draw(z_0, rng)
+    others = prompts[1:] + prompts[:1]
+    asked = {
+        "hint_true": (prompts, hint),
+        "hint_zero": (prompts, torch.zeros_like(hint)),
+        "hint_other": (prompts, hint.roll(1, 0)),
+        "prompt_other": (others, hint),
+        "prompt_empty": ([""] * len(prompts), hint),
+    }
+    return {name: model.losses(z_0, t, eps, *conditions).mean().item() for name, conditions in asked.items()}
+
+
+def save_samples(model, pictures, hints, path, seed, count=9, sampling=Sampling()):  # noqa: B008 (frozen)
+    """Save rows of fixed cases: original, reconstruction, hint, two generated images, and two from text alone."""
+    order = torch.randperm(len(pictures), generator=generator(seed, "samples"))[:count].tolist()
+    prompts = pictures.prompts(order)
+    image, hint = pictures.image(order), hints(order)
+    device = next(model.unet.parameters()).device
+    with torch.no_grad():
+        z_0 = model.vae.encode(image.expand(-1, 3, -1, -1).to(device)).mode()
+        rows = {"original": image, "decoded": model.vae.decode(z_0).mean(1, keepdim=True).clamp(-1, 1).cpu(), "hint": hint[:, :1]}
+    for sample in range(4):
+        seeds = [seed_from(seed, "samples", i, sample) for i in order]
+        given = hint if sample < 2 else None
+        drawn = model.generate(prompts, given, seeds, pictures.size, sampling)
+        rows[f"{'generated' if sample < 2 else 'text alone'} {sample % 2 + 1}"] = drawn[:, :1].cpu()
+    save_rows(path, rows, [prompt.replace(", ", "\n", 1) for prompt in prompts])

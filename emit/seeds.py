@@ -1,0 +1,31 @@
+"""Randomness that depends on names and numbers alone: never on batch size, shard, device or what was drawn before."""
+
+import hashlib
+
+import torch
+
+
+def seed_from(*parts):
+    """Turn any parts, such as (run seed, case id, sample index), into a 63-bit seed: the head of their SHA-256."""
+    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generator(*parts):
+    """Return a CPU generator seeded from the parts."""
+    return torch.Generator().manual_seed(seed_from(*parts))
+
+
+class SeededNoise:
+    """A stream of standard normal tensors (B, *shape), row b drawn on the CPU from seed b alone.
+
+    So an image is the same in any batch, shard or restart.
+    """
+
+    def __init__(self, seeds, shape, device="cpu", dtype=torch.float32):
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.shape, self.device, self.dtype = shape, device, dtype
+
+    def __call__(self):
+        rows = [torch.randn(self.shape, generator=g) for g in self.generators]
+        return torch.stack(rows).to(self.device, self.dtype)

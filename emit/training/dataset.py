@@ -1,0 +1,68 @@
+"""The settings that stages 2 and 3 and the generator share: which cases, how they are read, how they are split."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from emit.data.cases import read_cases
+from emit.data.splits import make_splits, near_duplicate_groups, read_splits, with_groups
+from emit.errors import InputError
+from emit.training.config import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """One segmentation set: where it is, how to read it, how to split it. None leaves a choice to the layout."""
+
+    data: Path = setting(source="[choice] your folder", help="BUSI, nnU-Net / MSD, images + masks, or two NIfTI files")
+    layout: str = setting("auto", "[choice] found from the names", help="busi, nnunet, folders, volume")
+    prompt: str | None = setting(None, "[paper] from modality, organ, pathology", help="one text for all cases")
+    modality: str | None = setting(None, "[choice] from the layout", help="CT or MR, of volumes")
+    window: tuple[str, ...] = setting((), "[choice] by modality", help="HU low,high of CT volumes")
+    channel: int | None = setting(None, "[choice] the first", help="channel of a 4D volume")
+    axis: int | None = setting(None, "[choice] axial", help="slicing axis of volumes, 0 to 2")
+    labels: tuple[str, ...] = setting((), "[choice] from the files", help="value:class,... in the masks, e.g. 1:spleen")
+    group: str | None = setting(None, "[choice] by layout", help="regular expression: first group in the name = patient")
+    size: int = setting(64, "[authors' code]", paper=384, help="side of the square images in pixels")
+    folds: int = setting(3, "[paper]", help="cross-validation folds")
+    splits: Path | None = setting(None, "[choice] made from the seed", help="splits.json or nnU-Net's splits_final.json")
+    validation: float = setting(0.2, "[choice] the test fold picks nothing", help="share of training cases for selection")
+    duplicates: float = setting(0.9, "[choice] as measured on BUSI", help="correlation from which images share a group")
+    seed: int = setting(0, "[choice] any number", help="seed of splits, order and draws")
+
+
+def open_data(settings):
+    """Return (case set, splits): the cases with near-duplicates grouped, and one Split per fold."""
+    window = tuple(_number(value, "--window") for value in settings.window) or None
+    options = {name: getattr(settings, name) for name in ("prompt", "modality", "channel", "axis", "group")}
+    cases = read_cases(settings.data, settings.layout, window=window, labels=_read_labels(settings.labels), **options)
+    if not cases.classes:
+        raise InputError(f"{settings.data}: has no masks; give a labelled set")
+    if all(case.group == case.id for case in cases.cases):  # no patients known: look-alikes stand in for them
+        groups = near_duplicate_groups(cases.cases, settings.duplicates)
+        cases = replace(cases, cases=with_groups(cases.cases, groups))
+    if settings.splits is not None:
+        return cases, read_splits(settings.splits, cases.cases, settings.validation, settings.seed)
+    return cases, make_splits(cases.cases, settings.folds, settings.seed, settings.validation)
+
+
+def choose_folds(fold, splits):
+    """Return the fold numbers that "all" or one number asks for."""
+    if fold == "all":
+        return list(range(len(splits)))
+    if not fold.isdigit() or int(fold) >= len(splits):
+        raise InputError(f"--fold: is {fold}; give all or a number from 0 to {len(splits) - 1}")
+    return [int(fold)]
+
+
+def _read_labels(pairs):
+    parts = [pair.partition(":") for pair in pairs]
+    if any(not (value and name) for value, _, name in parts):
+        raise InputError(f"--labels: {','.join(pairs)} is not value:class,value:class; write for instance 1:spleen,5:liver")
+    return {int(value) if value.isdigit() else value: name for value, _, name in parts} or None
+
+
+def _number(text, flag):
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{flag}: {text!r} is not a number; write for instance {flag}=-160,240") from None

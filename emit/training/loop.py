@@ -1,0 +1,336 @@
+"""How a training run survives: steps, order, draws, accumulation, clipping, EMA, log, checkpoint, resume.
+
+    run = Run(folder, {"controlnet": controlnet}, lr=1e-5, steps=1000, batch=16, seed=0, ema=0.999)
+    for step, batch in run.steps(data):
+        loss = ...                                   # noise and timesteps from run.rng, forward under run.autocast()
+        run.update(loss, edge_agreement=agreement)   # extra numbers go to the log
+    run.finish()
+
+The batch of step k depends on (seed, k) alone and its draws on (seed, rank, k): a resumed run is the uninterrupted one.
+"""
+
+import contextlib
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from tqdm import tqdm
+
+from emit.errors import InputError
+from emit.files import write_atomic
+from emit.seeds import generator
+from emit.training import distributed
+from emit.training.order import Order, prefetch
+
+
+def learning_rate(step, lr, steps, warmup=0, schedule="constant"):
+    """Return the learning rate of step 0 .. steps - 1.
+
+    Warm-up: lr (step + 1) / warmup for the first warmup steps. Then constant, or cosine (SGDR, 1608.03983, Eq. 5, one
+    period): lr (1 + cos(pi (step - warmup) / (steps - warmup))) / 2.
+    """
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    if schedule == "constant":
+        return lr
+    return lr * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+
+
+def ema_decay(updates, decay):
+    """Return the weight of the old average at update 1, 2, ...: min(decay, (1 + n) / (10 + n)) [SD 1.5].
+
+    The small first values let the average leave the initial weights quickly.
+    """
+    return min(decay, (1 + updates) / (10 + updates))
+
+
+class Run:
+    """One training run in one folder: log.jsonl and state.pt (tensors and plain numbers: weights, AdamW, EMA, step).
+
+    batch is the number of samples of one optimiser step; `accumulate` cuts it into that many forward passes, and the
+    processes of torchrun share it, so neither changes what is learned. Losses must be means over their samples.
+    modules: name -> module, already on its device. parameters: what is trained (None: all that require a gradient).
+    clip: largest gradient norm (None: no limit). ema: decay (None: no average). precision "bf16": run.autocast()
+    computes in bfloat16; weights, EMA and optimiser stay float32. Raises InputError for a used folder without resume
+    and for resume with other settings; resume in an empty folder starts.
+    """
+
+    def __init__(
+        self,
+        folder,
+        modules,
+        parameters=None,
+        *,
+        lr,
+        steps,
+        batch,
+        seed,
+        ema=None,
+        warmup=0,
+        schedule="constant",
+        clip=1.0,
+        accumulate=1,
+        precision="float32",
+        weight_decay=0.01,
+        shuffle=True,
+        log_every=10,
+        save_every=1000,
+        resume=False,
+        workers=1,
+        name="train",
+    ):
+        self.folder, self.modules, self.name = Path(folder), dict(modules), name
+        self.settings = dict(lr=lr, batch=batch, seed=seed, ema=ema, warmup=warmup, schedule=schedule, clip=clip)
+        self.settings |= dict(accumulate=accumulate, precision=precision, weight_decay=weight_decay, shuffle=shuffle)
+        self.settings |= dict(ranks=distributed.ranks())
+        if schedule == "cosine":  # only then does their number change the earlier steps
+            self.settings |= dict(steps=steps)
+        self._check_settings(steps, min(log_every, save_every))
+        self.lr, self.batch, self.seed, self.accumulate = lr, batch, seed, accumulate
+        self.total, self.warmup, self.schedule = steps, warmup, schedule
+        self.clip = math.inf if clip is None else clip
+        self.log_every, self.save_every, self.workers = log_every, save_every, workers
+        self.named = self._name_parameters(parameters)
+        self.parameters = list(self.named.values())
+        self.device = self.parameters[0].device
+        distributed.copy_from_first([p.data for p in self.parameters])
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=weight_decay, fused=True)
+        self.decay = ema
+        self.ema = None if ema is None else [p.detach().clone() for p in self.parameters]
+        self._autocast = {"device_type": self.device.type, "dtype": torch.bfloat16, "enabled": precision == "bf16"}
+        self.step = self.done = 0  # the step being computed; how many are complete
+        self.part = 0  # which forward pass of this step
+        self.rng, self.samples = None, None
+        self.loss = torch.zeros((), device=self.device)
+        self.sums = {}  # name -> [sum, count] since the last line of the log
+        self._open_folder(resume)
+
+    # ---- what a script calls
+
+    def steps(self, data):
+        """Yield (step, batch) for each forward pass still to do; the body must call update once for each.
+
+        data: __len__ and batch(indices, rng); rng is a generator of that batch alone, so working ahead changes nothing.
+        """
+        if len(data) == 0:
+            raise InputError(f"{self.folder}: there is nothing to train on; the training set is empty")
+        if self.samples not in (None, len(data)):
+            raise InputError(
+                f"{self.folder}: the run began on {self.samples} samples and there are now {len(data)}; "
+                "resume with the same data or choose another folder"
+            )
+        self.samples = len(data)
+        first = self.done
+        batches = prefetch(lambda job: data.batch(*job), self._jobs(first), self.workers)
+        pause = 0.2 if sys.stderr.isatty() else 30  # seconds between lines; the second keeps log files short
+        hidden = distributed.rank() > 0
+        bar = tqdm(total=self.total, initial=first, desc=self.name, disable=hidden, mininterval=pause)
+        self.clock = (time.perf_counter(), first)
+        with contextlib.closing(batches), bar:
+            for step in range(first, self.total):
+                self.step, self.rng = step, generator(self.seed, distributed.rank(), step)
+                for part in range(self.accumulate):
+                    self.part = part
+                    yield step, next(batches)
+                if self.done != step + 1:
+                    raise RuntimeError("the loop's body must call run.update(loss) once for each batch")
+                bar.set_postfix_str(f"loss {self.loss_value:.4g}", refresh=False)
+                bar.update()
+
+    def update(self, loss, **logged):
+        """Backward; after the last forward pass of the step: clip, AdamW, EMA, log, checkpoint.
+
+        logged: further numbers (0-dimensional tensors or floats; None or nan: nothing to report at this step).
+        A loss or gradient that is not finite stops the run before anything is changed or saved.
+        """
+        (loss / self.accumulate).backward()
+        self.loss += loss.detach().float() / self.accumulate
+        self._note(logged)
+        if self.part + 1 < self.accumulate:
+            return
+        distributed.average_gradients(self.parameters)
+        distributed.average([self.loss])
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.loss_value, norm = torch.stack([self.loss, norm]).tolist()
+        if not (math.isfinite(self.loss_value) and math.isfinite(norm)):
+            raise InputError(
+                f"{self.folder}: loss {self.loss_value} and gradient norm {norm} at step {self.step}, "
+                "state.pt stays as last saved; start anew with a lower learning rate, more warm-up or float32"
+            )
+        rate = learning_rate(self.step, self.lr, self.total, self.warmup, self.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss.zero_()
+        self.done = self.step + 1
+        if self.ema is not None:
+            torch._foreach_lerp_(self.ema, self._weights(), 1 - ema_decay(self.done, self.decay))
+        self._note({"loss": self.loss_value, "gradient_norm": norm})
+        if self.done % self.log_every == 0 or self.done == self.total:
+            self._write_log(rate)
+        if self.done % self.save_every == 0 or self.done == self.total:
+            self._save()
+
+    def due(self, every):
+        """Return whether this is the last forward pass of every `every`-th step (0: never), before or after update."""
+        return every > 0 and (self.step + 1) % every == 0 and self.part + 1 == self.accumulate
+
+    def autocast(self):
+        """Return the context for forward passes: bfloat16 where precision is "bf16", else nothing."""
+        return torch.autocast(**self._autocast)
+
+    @contextlib.contextmanager
+    def ema_weights(self):
+        """Within this context the modules hold the averaged weights (if there is an average)."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def finish(self):
+        """Leave the averaged weights (if any) in the modules; state.pt keeps both."""
+        self._swap()
+        self.ema = None
+        distributed.barrier()
+
+    # ---- how it is done
+
+    def _check_settings(self, steps, every):
+        pieces = self.settings["accumulate"] * self.settings["ranks"]
+        wrong = {
+            "steps, log_every and save_every must be at least 1": min(steps, every) < 1,
+            "lr must be above 0": self.settings["lr"] <= 0,
+            f"batch must be a multiple of accumulate x processes = {pieces}": self.settings["batch"] % max(pieces, 1),
+            "batch and accumulate must be at least 1": self.settings["batch"] < 1 or self.settings["accumulate"] < 1,
+            "warmup must be from 0 to steps - 1": not 0 <= self.settings["warmup"] < steps,
+            "clip must be none or above 0": self.settings["clip"] is not None and self.settings["clip"] <= 0,
+            "ema must be none or between 0 and 1": not 0 <= (self.settings["ema"] or 0) < 1,
+            "schedule must be constant or cosine": self.settings["schedule"] not in ("constant", "cosine"),
+            "precision must be float32 or bf16": self.settings["precision"] not in ("float32", "bf16"),
+        }
+        for rule, broken in wrong.items():
+            if broken:
+                raise InputError(f"{self.folder}: {rule}; change that setting")
+
+    def _name_parameters(self, parameters):
+        trainable = [p for m in self.modules.values() for p in m.parameters() if p.requires_grad]
+        wanted = {id(p) for p in (trainable if parameters is None else list(parameters))}
+        named = {}
+        for module_name, module in self.modules.items():
+            named |= {f"{module_name}.{key}": p for key, p in module.named_parameters() if id(p) in wanted}
+        if not named or len(named) != len(wanted) or not all(p.requires_grad for p in named.values()):
+            raise ValueError("the trained parameters must be some, all in the modules, all requiring a gradient")
+        return named
+
+    def _weights(self):
+        return [p.detach() for p in self.parameters]
+
+    def _buffers(self):
+        return {
+            f"{module_name}.{key}": buffer
+            for module_name, module in self.modules.items()
+            for key, buffer in module.named_buffers()
+        }
+
+    def _swap(self):
+        if self.ema is not None:
+            for place, parameter in enumerate(self.parameters):
+                parameter.data, self.ema[place] = self.ema[place], parameter.data
+
+    def _jobs(self, first):
+        """Yield (indices, rng) of each of this process's forward passes from step `first` on."""
+        order = Order(self.samples, self.seed, self.settings["shuffle"])
+        rank, ranks = distributed.rank(), distributed.ranks()
+        for step in range(first, self.total):
+            indices = order.at(step * self.batch, self.batch)
+            for part in range(self.accumulate):
+                mine = distributed.split_batch(indices, part * ranks + rank, self.accumulate * ranks)
+                yield mine, generator("data", self.seed, rank, step, part)
+
+    def _note(self, values):
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor):
+                value = value.detach().item()
+            if value is not None and math.isfinite(value):
+                total, count = self.sums.get(name, (0.0, 0))
+                self.sums[name] = [total + value, count + 1]
+
+    def _write_log(self, rate):
+        """Append one line: means since the last line; learning rate and speed now."""
+        now, (before, steps_before) = time.perf_counter(), self.clock
+        speed = (self.done - steps_before) * self.batch / (now - before)
+        self.clock = (now, self.done)
+        means = {name: total / count for name, (total, count) in self.sums.items()}
+        line = {"step": self.step, "loss": means.pop("loss"), "lr": rate, **means, "images_per_second": round(speed, 2)}
+        self.sums = {}
+        if distributed.rank() == 0:
+            with open(self.folder / "log.jsonl", "a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    # ---- the folder
+
+    def _open_folder(self, resume):
+        state, log = self.folder / "state.pt", self.folder / "log.jsonl"
+        if not resume and (state.exists() or (log.exists() and log.stat().st_size > 0)):
+            raise InputError(f"{self.folder}: already holds a run; go on with --resume or choose another folder")
+        if resume and state.exists():
+            self._load(state)
+        distributed.barrier()  # nobody looks any more: now rank 0 may change the folder
+        if distributed.rank() > 0:
+            return
+        for leftover in self.folder.glob(".state.pt.*.tmp"):  # of a process killed while saving
+            leftover.unlink()
+        lines = [line for line in log.read_text().splitlines() if _step_of(line) < self.done] if log.exists() else []
+        write_atomic(log, lambda temporary: temporary.write_text("".join(line + "\n" for line in lines)))
+
+    def _save(self):
+        if distributed.rank() > 0:
+            return
+        state = {
+            "step": self.done,
+            "settings": self.settings,
+            "samples": self.samples,
+            "weights": dict(zip(self.named, self._weights(), strict=True)),
+            "buffers": self._buffers(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema,
+            "sums": self.sums,
+        }
+        write_atomic(self.folder / "state.pt", lambda temporary: torch.save(state, temporary))
+
+    def _load(self, path):
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
+            raise InputError(f"{path}: is no state of a run or is damaged; start anew in another folder") from error
+        for name, new in self.settings.items():
+            old = state["settings"].get(name)
+            if old != new:
+                remedy = "resume with the first run's settings or choose another folder"
+                raise InputError(f"{path}: {name} was {old} and is now {new}; {remedy}")
+        _copy_into(dict(zip(self.named, self._weights(), strict=True)), state["weights"], path)
+        _copy_into(self._buffers(), state["buffers"], path)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema, self.sums, self.samples, self.done = state["ema"], state["sums"], state["samples"], state["step"]
+
+
+def _copy_into(targets, saved, path):
+    same = targets.keys() == saved.keys() and all(saved[name].shape == targets[name].shape for name in saved)
+    if not same:
+        raise InputError(f"{path}: holds another model's weights; resume with the same sizes or choose another folder")
+    for name, target in targets.items():
+        target.copy_(saved[name])
+
+
+def _step_of(line):
+    """Return the step of a line of the log; a line cut off by a kill belongs to no step that is kept."""
+    try:
+        return json.loads(line)["step"]
+    except json.JSONDecodeError:
+        return math.inf

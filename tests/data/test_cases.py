@@ -1,0 +1,336 @@
+"""The readers on awkward pictures: every odd way to write one picture or one mask gives the same arrays."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from emit.data.cases import keep_foreground, read_cases
+from emit.data.images import COLOURS
+from emit.data.phantom import write_phantoms
+from emit.errors import InputError
+
+RNG = np.random.default_rng(0)
+PICTURE = RNG.integers(0, 256, (24, 32), np.uint8)
+LESION = np.zeros((24, 32), np.uint8)
+LESION[5:12, 8:20] = 1
+OTHER = np.zeros((24, 32), np.uint8)
+OTHER[15:20, 22:30] = 1
+WHITE = LESION * 255
+
+
+def save(path, array, mode=None, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = array if isinstance(array, Image.Image) else Image.fromarray(array)
+    (image.convert(mode) if mode else image).save(path, **options)
+
+
+def make_rgba(grey, alpha):
+    return np.dstack([grey, grey, grey, alpha])
+
+
+def make_palette(indices, colours):
+    image = Image.fromarray(indices, "L")
+    image = Image.frombytes("P", image.size, indices.tobytes())
+    image.putpalette([part for colour in colours for part in colour])
+    return image
+
+
+def folders(root, mask, name="p1_1", picture=PICTURE, suffix=".png", **options):
+    save(root / "images" / f"{name}.png", picture)
+    save(root / "masks" / f"{name}{suffix}", mask, **options)
+    return root
+
+
+def expect(values, low, high):
+    """The normalisation, written out: low at -1, high at 1, clipped."""
+    return np.clip(2 * (values.astype(np.float64) - low) / (high - low) - 1, -1, 1)
+
+
+# pictures
+
+
+def test_picture_is_normalised_by_its_percentiles(tmp_path):
+    values = np.arange(1001, dtype=np.uint16).reshape(7, 143) * 10  # percentiles 0.5 and 99.5 are 50 and 9950
+    save(tmp_path / "US" / "thyroid" / "a.png", values)
+    (case,) = read_cases(tmp_path).cases
+    image, mask = case.load()
+    assert mask is None and image.dtype == np.float32
+    np.testing.assert_allclose(image, expect(values, 50, 9950), atol=1e-6)  # float32 rounding
+
+
+@pytest.mark.parametrize("form", ["RGB", "RGBA", "P", "LA", "16 bit", "tif", "bmp"])
+def test_picture_is_the_same_in_any_format(tmp_path, form):
+    folder = tmp_path / "US" / "thyroid"
+    save(folder / "plain.png", PICTURE)
+    if form == "16 bit":
+        save(folder / "twin.png", PICTURE.astype(np.uint16) * 257)
+    elif form in ("tif", "bmp"):
+        save(folder / f"twin.{form}", PICTURE)
+    else:
+        save(folder / "twin.png", PICTURE, form)
+    plain, twin = read_cases(tmp_path).cases
+    np.testing.assert_allclose(plain.image, twin.image, atol=1e-6)  # float32 rounding
+
+
+def test_varying_alpha_is_laid_over_black(tmp_path):
+    save(tmp_path / "US" / "gb" / "a.png", make_rgba(PICTURE, WHITE))
+    save(tmp_path / "US" / "gb" / "b.png", PICTURE * LESION)
+    a, b = read_cases(tmp_path).cases
+    np.testing.assert_array_equal(a.image, b.image)
+
+
+def test_blank_picture_is_black_and_nearly_blank_one_keeps_its_dot(tmp_path):
+    dot = np.full((24, 32), 7, np.uint8)
+    save(tmp_path / "US" / "gb" / "a.png", dot)
+    dot = dot.copy()
+    dot[3, 4] = 9  # 1 of 768 pixels: beyond the percentiles
+    save(tmp_path / "US" / "gb" / "b.png", dot)
+    a, b = read_cases(tmp_path).cases
+    assert (a.image == -1).all()
+    assert b.image[3, 4] == 1 and (b.image == -1).sum() == 767
+
+
+# RadImageNet and BUSI trees
+
+
+def test_radimagenet_tree(tmp_path):
+    base = tmp_path / "radiology_ai"
+    for name in ("CT/abd/normal/ct1.png", "US/gb/usn1.png", "US/breast/benign/b.PNG", "MR/af/é/m.jpg"):
+        save(base / name, PICTURE)
+    save(base / "CT/abd/normal/._ct1.png", PICTURE)
+    (base / "CT/abd/normal/notes.txt").write_text("no picture")
+    found = read_cases(tmp_path)
+    assert found.layout == "radimagenet" and found.classes == ()
+    assert {case.id: (case.prompt, case.stratum) for case in found.cases} == {
+        "CT/abd/normal/ct1": ("CT, abdomen, normal", "CT/abd/normal"),
+        "MR/af/é/m": ("MR, ankle/foot, é", "MR/af/é"),
+        "US/breast/benign/b": ("US, breast, benign", "US/breast/benign"),
+        "US/gb/usn1": ("US, gallbladder", "US/gb"),
+    }
+    assert all(case.group == case.id and case.load()[1] is None for case in found.cases)
+    assert [case.id for case in read_cases(base).cases] == [case.id for case in found.cases]
+
+
+def test_ids_do_not_depend_on_how_the_file_system_writes_accents(tmp_path):
+    save(tmp_path / "US" / "gb" / "e\u0301tude.png", PICTURE)  # e and a combining accent, as macOS stores it
+    (case,) = read_cases(tmp_path).cases
+    assert case.id == "US/gb/\u00e9tude"
+    assert case.image.shape == (24, 32)
+
+
+def write_busi_case(root, stratum="benign", number=1, masks=(WHITE,), mode="1"):
+    save(root / stratum / f"{stratum} ({number}).png", PICTURE, "RGB")
+    for i, mask in enumerate(masks):
+        save(root / stratum / f"{stratum} ({number})_mask{f'_{i}' if i else ''}.png", mask, mode)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA", "P"])
+def test_busi_masks_of_every_kind_are_one_label(tmp_path, mode):
+    write_busi_case(tmp_path, masks=(WHITE, OTHER * 255, LESION * 0), mode=mode)
+    (case,) = read_cases(tmp_path).cases
+    assert case.mask.dtype == np.uint8
+    np.testing.assert_array_equal(case.mask, LESION | OTHER)
+
+
+def test_busi_tree(tmp_path):
+    write_busi_case(tmp_path / "Dataset_BUSI_with_GT", "benign", 10)
+    write_busi_case(tmp_path / "Dataset_BUSI_with_GT", "benign", 1)
+    write_busi_case(tmp_path / "Dataset_BUSI_with_GT", "normal", 1, masks=(LESION * 0,), mode="RGB")
+    found = read_cases(tmp_path)
+    assert found.classes == ("background", "lesion")
+    assert [(case.id, case.stratum, case.prompt) for case in found.cases] == [
+        ("benign/benign (1)", "benign", "US, breast, benign"),
+        ("benign/benign (10)", "benign", "US, breast, benign"),
+        ("normal/normal (1)", "normal", "US, breast, normal"),
+    ]
+    assert [case.id for case in keep_foreground(found.cases)] == ["benign/benign (1)", "benign/benign (10)"]
+    assert {case.prompt for case in read_cases(tmp_path, prompt="Breast, Ultrasound").cases} == {"Breast, Ultrasound"}
+
+
+def test_phantoms_are_read(tmp_path):
+    write_phantoms(tmp_path / "p", size=32, pretrain=6, busi=6, patients=1)
+    assert len(read_cases(tmp_path / "p" / "radiology_ai").cases) == 6
+    assert len(read_cases(tmp_path / "p" / "BUSI").cases) == 6
+    spleen, prostate = (read_cases(tmp_path / "p" / name) for name in ("Task09_Spleen", "Task05_Prostate"))
+    assert spleen.classes == ("background", "spleen") and spleen.cases[0].prompt == "CT, spleen"
+    assert prostate.classes == ("background", "PZ", "TZ") and prostate.cases[0].prompt == "MR, prostate"
+    columns = np.nonzero(max((case.mask for case in spleen.cases), key=np.sum))[1]
+    assert columns.mean() > 16  # the spleen, left in the body, is on the right of the picture
+
+
+# images/ and masks/ folders
+
+
+@pytest.mark.parametrize("mask", [
+    LESION, WHITE, LESION.astype(np.uint16) * 65535, WHITE.astype(bool), np.dstack([WHITE] * 3),
+    make_rgba(WHITE, np.full_like(WHITE, 255)), make_rgba(np.full_like(WHITE, 255), WHITE),
+    make_palette(LESION, [(0, 0, 0), (128, 0, 0)]), make_palette(1 - LESION, [(255, 255, 255), (0, 0, 0)]),
+])  # fmt: skip
+def test_binary_mask_however_written(tmp_path, mask):
+    found = read_cases(folders(tmp_path, mask))
+    assert found.classes == ("background", "foreground")
+    np.testing.assert_array_equal(found.cases[0].mask, LESION)
+
+
+def test_jpeg_mask_is_thresholded(tmp_path):
+    for mode in ("L", "RGB"):
+        root = folders(tmp_path / mode, WHITE, suffix=".JPG", mode=mode, quality=90)
+        values = np.unique(np.asarray(Image.open(root / "masks" / "p1_1.JPG")))
+        assert len(values) > 2  # compression did blur the borders
+        np.testing.assert_array_equal(read_cases(root).cases[0].mask, LESION)
+
+
+def test_class_numbers_palette_indices_and_labels(tmp_path):
+    mask = LESION + 3 * OTHER
+    for name, form in {"numbers": mask, "wide": mask.astype(np.uint16),
+                       "palette": make_palette(mask, [(0, 0, 0), (128, 0, 0), (0, 128, 0), (9, 128, 0)])}.items():
+        found = read_cases(folders(tmp_path / name, form))
+        assert found.classes == ("background", "class 1", "class 3")
+        np.testing.assert_array_equal(found.cases[0].mask, LESION + 2 * OTHER)
+    merged = read_cases(tmp_path / "numbers", labels={"1": "zone", 3: "zone"})
+    assert merged.classes == ("background", "zone")
+    np.testing.assert_array_equal(merged.cases[0].mask, LESION | OTHER)
+    dropped = read_cases(tmp_path / "numbers", labels={1: "background", 3: "zone"})
+    np.testing.assert_array_equal(dropped.cases[0].mask, OTHER)
+    greys = read_cases(folders(tmp_path / "greys", LESION * 85 + OTHER * 255), labels={85: "a", 255: "b"})
+    np.testing.assert_array_equal(greys.cases[0].mask, LESION + 2 * OTHER)
+    alone = read_cases(folders(tmp_path / "alone", OTHER * 255), labels={85: "a", 255: "b"})  # 255 is no 1 here
+    np.testing.assert_array_equal(alone.cases[0].mask, 2 * OTHER)
+
+
+def paint(shape=(96, 96), scale=8):
+    """Two touching classes and their anti-aliased colour picture: coverage of each, area-averaged from a finer grid."""
+    rows, columns = np.mgrid[: shape[0] * scale, : shape[1] * scale] / scale
+    disc = (rows - 48) ** 2 + (columns - 48) ** 2 < 30**2
+    parts = [disc & (columns + 0.3 * rows < 62.37), disc & (columns + 0.3 * rows >= 62.37)]
+    cover = [part.reshape(shape[0], scale, shape[1], scale).mean(axis=(1, 3)) for part in parts]
+    return np.array(cover)
+
+
+@pytest.mark.parametrize("colours", [
+    ("red", "green"), ("red", "yellow"), ("magenta", "cyan"), ((128, 0, 0), (0, 96, 96)),
+])  # fmt: skip
+def test_colour_mask_with_soft_borders(tmp_path, colours):
+    rgb = np.array([COLOURS.get(colour, colour) for colour in colours])
+    cover = paint()
+    mask = np.rint(np.einsum("khw,kc->hwc", cover, rgb)).astype(np.uint8)
+    labels = None if isinstance(colours[0], str) else dict(zip(colours, "ab", strict=True))
+    found = read_cases(folders(tmp_path, mask, picture=np.zeros((96, 96), np.uint8)), labels=labels)
+    read = found.cases[0].mask
+    true = np.where(cover.sum(axis=0) >= 0.5, 1 + cover.argmax(axis=0), 0)
+    names = ["ab"[i] if labels else colour for i, colour in enumerate(colours)]
+    order = [0] + [found.classes.index(name) for name in names]
+    sure = (np.abs(cover.sum(axis=0) - 0.5) > 0.02) & (np.abs(cover[0] - cover[1]) > 0.02)  # off rounding's ties
+    if colours in (("red", "green"), ((128, 0, 0), (0, 96, 96))):  # orthogonal colours: exact up to equal coverage
+        np.testing.assert_array_equal(read[sure], np.array(order)[true][sure])
+    assert (read != np.array(order)[true]).mean() < 0.02  # overlapping colours: border pixels at most (6 % of all)
+    assert not (read[36:60, 30:66] == 0).any()  # no crack between the two
+
+
+def test_colours_are_numbered_alike_in_every_file(tmp_path):
+    zero = np.zeros_like(WHITE)
+    folders(tmp_path, np.dstack([zero, WHITE, zero]), name="p1_1")
+    folders(tmp_path, np.dstack([WHITE, zero, zero]), name="p1_2")
+    folders(tmp_path, zero, name="p1_3")
+    found = read_cases(tmp_path)
+    assert found.classes == ("background", "red", "green")
+    assert [int(case.mask.max()) for case in found.cases] == [2, 1, 0]
+    named = read_cases(tmp_path, labels={"green": "posterior", "red": "anterior"})
+    assert named.classes == ("background", "posterior", "anterior")
+    assert [int(case.mask.max()) for case in named.cases] == [1, 2, 0]
+
+
+def test_groups_come_from_file_names(tmp_path):
+    for name in ("10024_spleen_59", "10003_spleen_26", "100005_18", "100005_25", "img_7", "Müller_2"):
+        folders(tmp_path, LESION, name=name)
+    groups = {case.id: case.group for case in read_cases(tmp_path).cases}
+    assert groups == {"10024_spleen_59": "59", "10003_spleen_26": "26", "100005_18": "100005", "100005_25": "100005",
+                      "img_7": "img_7", "Müller_2": "Müller_2"}  # fmt: skip
+    groups = {case.id: case.group for case in read_cases(tmp_path, group=r"^([^_]+)").cases}
+    assert groups["10024_spleen_59"] == "10024" and groups["Müller_2"] == "Müller"
+    with pytest.raises(InputError, match=r"100005_18: .*spleen"):
+        read_cases(tmp_path, group="spleen")
+
+
+# bad input
+
+
+def damage(path, keep):
+    path.write_bytes(path.read_bytes()[:keep])
+
+
+def write_orange(root):
+    folders(root, np.dstack([WHITE, WHITE * 0, WHITE * 0]), "p1_1")
+    folders(root, np.dstack([WHITE, LESION * 165, WHITE * 0]), "p1_2")
+
+
+def write_damaged(root, keep):
+    folders(root, LESION)
+    damage(root / "images" / "p1_1.png", keep)
+
+
+def write_mixed(root):
+    folders(root, np.dstack([WHITE, WHITE * 0, WHITE * 0]), "p1_1")
+    folders(root, WHITE, "p1_2")
+
+
+def write_twins(root):
+    save(root / "US/gb/x.png", PICTURE)
+    save(root / "US/gb/x.bmp", PICTURE)
+
+
+FAULTS = {  # what is written, which file the message names, what it says
+    "missing folder": (lambda root: root.rmdir(), "", "not a folder"),
+    "empty folder": (lambda root: None, "", "no known layout"),
+    "empty tree": (lambda root: (root / "US").mkdir(), "", "no picture"),
+    "too deep": (lambda root: save(root / "US/a/b/c/x.png", PICTURE), "US/a/b/c", "4 levels deep"),
+    "no level": (lambda root: save(root / "US/x.png", PICTURE), "US", "1 levels deep"),
+    "same name": (write_twins, "x.png", "same name"),
+    "no mask": (lambda root: save(root / "benign/benign (1).png", PICTURE), "benign (1).png", "no mask"),
+    "no image": (lambda root: save(root / "benign/benign (1)_mask.png", WHITE), "benign (1)_mask.png", "no image"),
+    "size": (lambda root: write_busi_case(root, masks=(WHITE, WHITE[:-1])), "benign (1)_mask_1.png",
+             "23 x 32, its image 24 x 32"),
+    "value": (lambda root: write_busi_case(root, masks=(LESION * 200,), mode="L"), "benign (1)_mask.png", "value 200"),
+    "grey ramp": (lambda root: folders(root, PICTURE), "masks/p1_1.png", "mask values"),
+    "fractions": (lambda root: folders(root, LESION * np.float32(0.5), suffix=".tif"), "masks/p1_1.tif", "fractions"),
+    "no foreground": (lambda root: folders(root, LESION * 0), "", "all masks are empty"),
+    "orange": (write_orange, "masks/p1_2.png", r"\(255, 165, 0\)"),
+    "grey and colour": (write_mixed, "", "some are grey"),
+    "no header": (lambda root: write_damaged(root, 8), "images/p1_1.png", "cannot be opened"),
+    "truncated": (lambda root: write_damaged(root, 400), "images/p1_1.png", "cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_bad_input_is_one_line_that_names_the_file_and_the_remedy(tmp_path, fault):
+    write, named, said = FAULTS[fault]
+    root = tmp_path / "set"
+    root.mkdir()
+    write(root)
+    with pytest.raises(InputError, match=said) as caught:
+        for case in read_cases(root).cases:
+            case.load()
+    message = str(caught.value)
+    assert message.startswith(str(root)) and named in message.split(": ")[0]
+    assert "\n" not in message and ";" in message
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"layout": "dicom"}, "unknown layout 'dicom'"),
+    ({"window": (0, 80)}, "busi has no option window"),
+    ({"group": "("}, "not a regular expression"),
+    ({"layout": "folders"}, "images"),
+    ({"layout": "nnunet"}, "dataset.json"),
+])  # fmt: skip
+def test_bad_options(tmp_path, options, said):
+    write_busi_case(tmp_path)
+    with pytest.raises(InputError, match=said):
+        read_cases(tmp_path, **options)
+
+
+def test_coloured_mask_needs_coloured_labels(tmp_path):
+    folders(tmp_path, np.dstack([WHITE, WHITE * 0, WHITE * 0]))
+    with pytest.raises(InputError, match="name its colours"):
+        read_cases(tmp_path, labels={1: "a"}).cases[0].load()
+    with pytest.raises(InputError, match="'orange' is no number nor one of red"):
+        read_cases(tmp_path, labels={"orange": "a"})

@@ -1,0 +1,32 @@
+"""Prompts say what the folder path says; the appearance phrase is the generator's alone."""
+
+from emit.data.prompts import APPEARANCE_PHRASES, appearance, describe
+from emit.seeds import generator
+
+
+def test_prompt_has_the_papers_form():
+    assert describe("US", "breast", "benign") == "US, breast, benign"
+    assert describe("MR", "hip", "soft_tissue_fluid") == "MR, hip, soft tissue fluid"
+
+
+def test_abbreviations_are_expanded_as_whole_levels_even_at_the_end_of_a_path():
+    assert describe("CT", "abd", "normal") == "CT, abdomen, normal"
+    assert describe("MR", "af", "bone_marrow_edema") == "MR, ankle/foot, bone marrow edema"
+    assert describe("US", "cbd") == "US, common bile duct"
+    assert describe("US", "gb") == "US, gallbladder"
+    assert describe("US", "ivc") == "US, inferior vena cava"
+    assert describe("CT", "abdomen", "calf_abd_gb") == "CT, abdomen, calf abd gb"  # parts of a level stay as they are
+
+
+def test_there_are_fifty_different_phrases():
+    assert len(APPEARANCE_PHRASES) == len(set(APPEARANCE_PHRASES)) == 50
+    assert all(phrase == phrase.strip().lower() and len(phrase) <= 25 for phrase in APPEARANCE_PHRASES)
+
+
+def test_appearance_adds_one_phrase_and_depends_on_the_generator_alone():
+    first = [appearance("US, breast", generator(0, k)) for k in range(400)]
+    assert first == [appearance("US, breast", generator(0, k)) for k in range(400)]
+    assert all(prompt.startswith("US, breast, ") for prompt in first)
+    # 400 draws from 50 miss one phrase with probability 50 (49 / 50)^400 = 1.5 %; the seeds are fixed
+    assert {prompt.removeprefix("US, breast, ") for prompt in first} == set(APPEARANCE_PHRASES)
+    assert appearance("", generator(1)) in APPEARANCE_PHRASES

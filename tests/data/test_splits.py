@@ -1,0 +1,209 @@
+"""Splits: no leak over random structures, balance against what is possible, copies found under any name."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from emit.data.cases import Case, read_cases
+from emit.data.splits import (
+    Split,
+    check_splits,
+    content_hash,
+    make_splits,
+    near_duplicate_groups,
+    read_splits,
+    select,
+    with_groups,
+    write_splits,
+)
+from emit.errors import InputError
+
+
+def make_case(name, group=None, stratum="", image=None, volume=None):
+    return Case(name, group or name, "", stratum, f"{name}.png", lambda: (image, None), volume=volume)
+
+
+def draw_cases(rng):
+    """A random structure: 6 to 40 groups of 1 to 12 cases, 1 to 4 strata, in random order."""
+    cases = []
+    for g in range(rng.integers(6, 41)):
+        strata = rng.integers(0, rng.integers(1, 5), rng.integers(1, 13))
+        cases += [make_case(f"g{g}/{i}", f"g{g}", f"s{s}") for i, s in enumerate(strata)]
+    return [cases[i] for i in rng.permutation(len(cases))]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_no_group_on_two_sides_and_every_case_tested_once(seed):
+    rng = np.random.default_rng(seed)
+    cases = draw_cases(rng)
+    group_of = {case.id: case.group for case in cases}
+    folds = int(rng.integers(2, 5))
+    splits = make_splits(cases, folds, seed, validation=float(rng.choice([0.1, 0.2, 0.4])))
+    assert len(splits) == folds
+    for split in splits:
+        parts = [split.train, split.validation, split.test]
+        assert sorted(name for part in parts for name in part) == sorted(group_of)
+        assert all(parts)
+        sides = [{group_of[name] for name in part} for part in parts]
+        assert not sides[0] & sides[1] and not sides[0] & sides[2] and not sides[1] & sides[2]
+    assert Counter(name for split in splits for name in split.test) == Counter(list(group_of))  # each exactly once
+
+
+def test_strata_are_balanced_to_one_case_when_every_case_is_its_own_group():
+    cases = [make_case(f"{s}{i}", stratum=s) for s, n in (("benign", 437), ("malignant", 210), ("normal", 133))
+             for i in range(n)]  # fmt: skip
+    for split in make_splits(cases, folds=3, seed=0):
+        test = Counter(name.rstrip("0123456789") for name in split.test)
+        held = Counter(name.rstrip("0123456789") for name in split.validation)
+        for stratum, count in (("benign", 437), ("malignant", 210), ("normal", 133)):
+            assert abs(test[stratum] - count / 3) <= 1
+            assert abs(held[stratum] - 0.2 * (count - test[stratum])) <= 1
+
+
+def test_groups_of_mixed_size_and_stratum_are_balanced():
+    rng = np.random.default_rng(3)
+    for _ in range(10):
+        cases = draw_cases(rng)
+        largest = max(Counter(case.group for case in cases).values())
+        for split in make_splits(cases, folds=3, seed=1):
+            # [choice] twice the largest group: a greedy deal cannot divide groups, a careless one is off by far more
+            assert abs(len(split.test) - len(cases) / 3) <= 2 * largest
+    pair = [make_case(f"{s}{i}", f"{s}{i // 4}", s) for s in "ab" for i in range(24)]  # 6 equal groups in each stratum
+    for split in make_splits(pair, folds=3, seed=0):
+        assert Counter(name[0] for name in split.test) == {"a": 8, "b": 8}
+
+
+def test_splits_depend_on_the_seed_and_not_on_the_order():
+    cases = draw_cases(np.random.default_rng(5))
+    assert make_splits(cases, seed=1) == make_splits(cases[::-1], seed=1)
+    assert make_splits(cases, seed=1) != make_splits(cases, seed=2)
+
+
+def test_few_groups_still_fill_every_part_or_say_so():
+    cases = [make_case(f"g{g}/{i}", f"g{g}") for g, n in enumerate((30, 1, 1)) for i in range(n)]
+    for split in make_splits(cases, folds=3):
+        assert split.train and split.validation and split.test
+    with pytest.raises(InputError, match="2 groups cannot fill 3 parts"):
+        make_splits(cases[:31], folds=3)
+    with pytest.raises(InputError, match="1 groups cannot fill 2 parts"):
+        make_splits(cases[:31], folds=2)
+    assert [split.validation for split in make_splits(cases[:31], folds=2, validation=0)] == [(), ()]
+    with pytest.raises(InputError, match="at least 2 folds"):
+        make_splits(cases, folds=1)
+
+
+def test_leaks_and_unknown_cases_are_refused():
+    cases = [make_case(f"g{g}/{i}", f"g{g}") for g in range(3) for i in range(2)]
+    good = Split(("g0/0", "g0/1"), ("g1/0", "g1/1"), ("g2/0", "g2/1"))
+    check_splits([good], cases)
+    for bad, said in (
+        (Split(("g0/0", "g1/0"), ("g0/1", "g1/1"), good.test), "group 'g0' is in train and validation"),
+        (Split(("g0/0", "g2/1"), ("g1/0", "g1/1"), ("g2/0", "g0/1")), "group 'g2' is in train and test"),
+        (Split((*good.train, "g9/0"), good.validation, good.test), "'g9/0' is unknown"),
+        (Split((*good.train, "g0/0"), good.validation, good.test), "'g0/0' is listed twice"),
+        (Split(good.train, ("g1/0",), good.test), "'g1/1' is in no part"),
+        (Split(good.train, good.validation + good.test, ()), "is empty"),
+    ):
+        with pytest.raises(InputError, match=said):
+            check_splits([bad], cases)
+    with pytest.raises(InputError, match="tested in two folds"):
+        check_splits([good, good], cases)
+
+
+def test_files_round_trip(tmp_path):
+    cases = [make_case(f"Müller {g}/{i}", f"g{g}") for g in range(6) for i in range(2)]
+    splits = make_splits(cases)
+    write_splits(tmp_path / "a" / "splits.json", splits)
+    assert read_splits(tmp_path / "a" / "splits.json", cases) == splits
+    assert "Müller" in (tmp_path / "a" / "splits.json").read_text(encoding="utf-8")
+    assert [case.id for case in select(cases, splits[0].test)] == list(splits[0].test)
+    with pytest.raises(InputError, match=r"splits.json: .*is unknown"):
+        read_splits(tmp_path / "a" / "splits.json", cases[1:])
+    for text in ("{", "[1]", '[{"train": []}]'):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(InputError, match=r"bad.json: is no splits file"):
+            read_splits(tmp_path / "bad.json", cases)
+    with pytest.raises(InputError, match=r"none.json: cannot be read"):
+        read_splits(tmp_path / "none.json", cases)
+
+
+def test_nnunet_splits_score_val_and_carve_validation_from_train(tmp_path):
+    cases = [make_case(f"spleen_{v}/{i:04d}", f"p{v}", volume=f"spleen_{v}") for v in range(6) for i in range(4)]
+    folds = [{"train": [f"spleen_{v}" for v in range(6) if v % 2 != k], "val": [f"spleen_{v}" for v in range(k, 6, 2)]}
+             for k in range(2)]  # fmt: skip
+    (tmp_path / "splits_final.json").write_text(json.dumps(folds))
+    for k, split in enumerate(read_splits(tmp_path / "splits_final.json", cases)):
+        assert {name[:8] for name in split.test} == set(folds[k]["val"])
+        train, held = ({name[:8] for name in part} for part in (split.train, split.validation))
+        assert train | held == set(folds[k]["train"]) and not train & held and train and held
+    again = read_splits(tmp_path / "splits_final.json", cases)
+    assert again == read_splits(tmp_path / "splits_final.json", cases[::-1])
+    leak = [make_case(f"spleen_{v}/0000", f"p{v // 2}", volume=f"spleen_{v}") for v in range(6)]  # 0 and 1: one patient
+    with pytest.raises(InputError, match=r"splits_final.json: .*group 'p\d' is in"):
+        read_splits(tmp_path / "splits_final.json", leak)
+    with pytest.raises(InputError, match="'spleen_5' is unknown"):
+        read_splits(tmp_path / "splits_final.json", cases[:-4])
+
+
+# copies and look-alikes
+
+
+def make_picture(seed, size=(48, 64)):
+    """A smooth random picture: noise at 8 x 8 enlarged, so that thumbnails of two seeds do not correlate."""
+    noise = np.random.default_rng(seed).integers(0, 256, (8, 8), np.uint8)
+    return np.asarray(Image.fromarray(noise).resize(size[::-1], Image.Resampling.BICUBIC))
+
+
+def save_tree(root, pictures):
+    (root / "US" / "gb").mkdir(parents=True)
+    for name, image in pictures.items():
+        (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(root / "US" / "gb" / name)
+    return {case.id.split("/")[-1]: case for case in read_cases(root).cases}
+
+
+def test_content_hash_sees_through_name_format_and_depth(tmp_path):
+    picture = make_picture(0)
+    other = picture.copy()
+    other[20, 30] ^= 64
+    cases = save_tree(tmp_path, {
+        "a.png": picture, "b.tif": picture, "c.bmp": picture, "d.png": Image.fromarray(picture).convert("RGBA"),
+        "e.png": picture.astype(np.uint16) * 257, "f.png": picture // 2 * 2 + 1, "g.png": other, "h.png": picture.T,
+    })  # fmt: skip
+    assert len({content_hash(cases[name]) for name in "abcde"}) == 1
+    assert len({content_hash(cases[name]) for name in "afgh"}) == 4
+
+
+def test_near_duplicates_are_found_and_chained(tmp_path):
+    a, b, c = (make_picture(seed).astype(float) for seed in range(3))
+    noise = np.random.default_rng(9).normal(0, 4, a.shape)
+    pictures = {
+        "a.png": a, "a_copy.png": a, "a_noisy.png": a + noise, "a_dark.png": a * 0.7 + 20,
+        "a_small.png": np.asarray(Image.fromarray(a.astype(np.uint8)).resize((40, 30))).astype(float),
+        "b.png": b, "b_next.png": 0.75 * b + 0.25 * c, "b_far.png": 0.5 * b + 0.5 * c, "c.png": c,
+        "blank.png": a * 0, "white.png": a * 0 + 255,
+    }  # fmt: skip
+    cases = save_tree(tmp_path, {name: np.clip(np.rint(image), 0, 255).astype(np.uint8)
+                                 for name, image in pictures.items()})  # fmt: skip
+    groups = near_duplicate_groups(list(cases.values()))
+    parts = {}
+    for name, group in groups.items():
+        parts.setdefault(group, set()).add(name.removeprefix("US/gb/"))
+    # corr(b, 3b/4 + c/4) = 0.95, corr(3b/4 + c/4, b/2 + c/2) = 0.89 for uncorrelated b and c of equal variance
+    assert sorted(map(sorted, parts.values())) == [
+        ["a", "a_copy", "a_dark", "a_noisy", "a_small"], ["b", "b_next"], ["b_far"], ["blank"], ["c"], ["white"],
+    ]  # fmt: skip
+    assert groups["US/gb/a_small"] == "US/gb/a"
+    chained = near_duplicate_groups(list(cases.values()), threshold=0.6)  # b and c are now joined through b_far
+    assert len({chained[f"US/gb/{name}"] for name in ("b", "b_next", "b_far", "c")}) == 1
+    merged = with_groups(list(cases.values()), groups)
+    assert [case.group for case in merged] == [groups[case.id] for case in merged]
+
+
+def test_near_duplicates_join_whole_groups():
+    a, b = (make_picture(seed).astype(np.float32) / 128 - 1 for seed in (0, 1))
+    cases = [make_case("p2/0", "p2", image=a), make_case("p1/0", "p1", image=b), make_case("p2/1", "p2", image=-b),
+             make_case("p3/0", "p3", image=a.copy())]  # fmt: skip
+    assert near_duplicate_groups(cases) == {"p2/0": "p2", "p2/1": "p2", "p3/0": "p2", "p1/0": "p1"}

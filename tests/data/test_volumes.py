@@ -1,0 +1,275 @@
+"""NIfTI volumes: any orientation, channel order and spacing gives the same slices, and every mismatch is caught."""
+
+import json
+
+import nibabel
+import numpy as np
+import pytest
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
+
+from emit.data import volumes
+from emit.data.cases import keep_foreground, read_cases
+from emit.errors import InputError
+
+
+def expect(values, low, high):
+    """The normalisation, written out: low at -1, high at 1, clipped."""
+    return np.clip(2 * (values.astype(np.float64) - low) / (high - low) - 1, -1, 1)
+
+
+def make_volume(seed=0):
+    """A canonical volume (R 14, A 11, S 6) with 2 x 3 x 5 mm voxels, in HU, and its labels 0, 1, 2."""
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((14, 11, 6), np.uint8)
+    labels[8:12, 2:5, 1:4] = 1
+    labels[2:5, 6:9, 2:5] = 2
+    array = rng.integers(-1000, 1000, labels.shape).astype(np.int16)
+    affine = np.diag([2.0, 3.0, 5.0, 1.0])
+    affine[:3, 3] = -10, 20, 30
+    return array, labels, affine
+
+
+def store(path, array, affine, codes="RAS"):
+    """Write a canonical array with its axes permuted and flipped; the affine says so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(codes))
+    turned = nibabel.orientations.apply_orientation(array, turn)
+    image = nibabel.Nifti1Image(np.ascontiguousarray(turned), affine @ inv_ornt_aff(turn, array.shape[:3]))
+    assert nibabel.aff2axcodes(image.affine) == tuple(codes)
+    nibabel.save(image, path)
+
+
+def describe_set(root, manner="msd", channels=("CT",), labels=("background", "spleen", "liver")):
+    about = {"name": "Dataset009_Spleen"}
+    if manner == "msd":
+        about |= {"modality": {str(i): name for i, name in enumerate(channels)},
+                  "labels": {str(i): name for i, name in enumerate(labels)}}  # fmt: skip
+    else:
+        about |= {"channel_names": {str(i): name for i, name in enumerate(channels)}, "file_ending": ".nii.gz",
+                  "labels": {name: i for i, name in enumerate(labels)}}  # fmt: skip
+    (root / "dataset.json").write_text(json.dumps(about))
+
+
+def write_set(root, codes="RAS", names=("spleen_1",), **options):
+    array, labels, affine = make_volume()
+    for name in names:
+        store(root / "imagesTr" / f"{name}.nii.gz", array, affine, codes)
+        store(root / "labelsTr" / f"{name}.nii.gz", labels, affine, codes)
+    describe_set(root, **options)
+    return root
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "LAS", "PIR", "SLA", "ASR"])
+def test_any_orientation_gives_the_same_slices(tmp_path, codes):
+    array, labels, _ = make_volume()
+    found = read_cases(write_set(tmp_path, codes))
+    assert len(found.cases) == 6 and found.classes == ("background", "spleen", "liver")
+    for k, case in enumerate(found.cases):
+        image, mask = case.load()
+        shown = [[array[13 - column, 10 - row, k] for column in range(14)] for row in range(11)]
+        np.testing.assert_allclose(image, expect(np.array(shown), -160, 240), atol=1e-6)  # float32 rounding
+        np.testing.assert_array_equal(mask, [[labels[13 - c, 10 - r, k] for c in range(14)] for r in range(11)])
+        assert (case.spacing, case.thickness) == ((3.0, 2.0), 5.0)
+        assert (case.id, case.volume, case.index, case.group) == (f"spleen_1/{k:04d}", "spleen_1", k, "spleen_1")
+    assert found.cases[0].prompt == "CT, spleen"
+
+
+def test_image_and_label_of_different_orientation_agree(tmp_path):
+    _, labels, affine = make_volume()
+    write_set(tmp_path, "LPS")
+    plain = [case.mask for case in read_cases(tmp_path).cases]
+    store(tmp_path / "labelsTr" / "spleen_1.nii.gz", labels, affine, "SLA")
+    volumes.load_labels.cache_clear()
+    for case, mask in zip(read_cases(tmp_path).cases, plain, strict=True):
+        np.testing.assert_array_equal(case.mask, mask)
+
+
+@pytest.mark.parametrize(("axis", "count", "spacing", "thickness"), [
+    (0, 14, (5.0, 3.0), 2.0), (1, 11, (5.0, 2.0), 3.0),
+])  # fmt: skip
+def test_other_planes_show_superior_up(tmp_path, axis, count, spacing, thickness):
+    array, _, _ = make_volume()
+    found = read_cases(write_set(tmp_path), axis=axis, window=(-1000, 1000))
+    assert len(found.cases) == count
+    assert (found.cases[0].spacing, found.cases[0].thickness) == (spacing, thickness)
+    plane = array[4] if axis == 0 else array[:, 4]
+    top_left = plane[-1, -1]  # most anterior (or right) column first, most superior row first
+    image = found.cases[4].image
+    np.testing.assert_allclose(image[0, 0], expect(top_left, -1000, 1000), atol=1e-6)
+    assert image.shape == plane.shape[::-1]
+
+
+def test_oblique_and_anisotropic_spacing_is_the_voxel_size(tmp_path):
+    array, labels, affine = make_volume()
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]]
+    for part, data in (("imagesTr", array), ("labelsTr", labels)):
+        store(tmp_path / part / "a.nii", data, turn @ affine)
+    describe_set(tmp_path)
+    case = read_cases(tmp_path).cases[0]
+    np.testing.assert_allclose((*case.spacing, case.thickness), (3, 2, 5), rtol=1e-6)  # the header is float32
+
+
+def test_mr_has_one_normalisation_per_volume(tmp_path):
+    array, _, affine = make_volume()
+    write_set(tmp_path, channels=("MRI",))
+    array = array + np.arange(6, dtype=np.int16) * 500  # slices of different brightness
+    store(tmp_path / "imagesTr" / "spleen_1.nii.gz", array, affine)
+    low, high = np.percentile(array, (0.5, 99.5))
+    images = np.stack([case.image for case in read_cases(tmp_path).cases])
+    shown = np.moveaxis(array, 2, 0)[:, ::-1, ::-1].transpose(0, 2, 1)
+    np.testing.assert_allclose(images, expect(shown, low, high), atol=1e-6)  # float32 rounding
+
+
+@pytest.mark.parametrize("channel", [0, 1])
+def test_channels_in_the_fourth_axis_or_in_files_of_their_own(tmp_path, channel):
+    array, labels, affine = make_volume()
+    both = np.stack([array, -array // 2], axis=3)
+    for root, manner in ((tmp_path / "msd", "msd"), (tmp_path / "nnunet", "nnunet")):
+        store(root / "labelsTr" / "p_01.nii.gz", labels, affine, "LPS")
+        if manner == "msd":
+            store(root / "imagesTr" / "p_01.nii.gz", both, affine, "LPS")
+            (root / "imagesTr" / "._p_01.nii.gz").write_bytes(b"not an image")
+        for i in range(2 * (manner == "nnunet")):
+            store(root / "imagesTr" / f"p_01_{i:04d}.nii.gz", both[..., i], affine, "LPS")
+        describe_set(root, manner, ("T2", "ADC"), ("background", "PZ", "TZ"))
+        found = read_cases(root, channel=channel, labels={1: "prostate", 2: "prostate"}, window=(-500, 500))
+        assert found.classes == ("background", "prostate") and len(found.cases) == 6
+        image, mask = found.cases[2].load()
+        np.testing.assert_allclose(image, expect(both[::-1, ::-1, 2, channel].T, -500, 500), atol=1e-6)
+        np.testing.assert_array_equal(mask, labels[::-1, ::-1, 2].T > 0)
+
+
+def test_header_scaling_is_applied(tmp_path):
+    write_set(tmp_path)
+    array, _, affine = make_volume()
+    image = nibabel.Nifti1Image(array, affine)
+    image.header.set_slope_inter(0.5, -24)
+    nibabel.save(image, tmp_path / "imagesTr" / "spleen_1.nii.gz")
+    stored = nibabel.load(tmp_path / "imagesTr" / "spleen_1.nii.gz").get_fdata()
+    case = read_cases(tmp_path).cases[3]
+    np.testing.assert_allclose(case.image, expect(stored[::-1, ::-1, 3].T, -160, 240), atol=1e-6)
+
+
+def test_a_volume_is_read_once_for_all_its_slices(tmp_path, monkeypatch):
+    cases = read_cases(write_set(tmp_path)).cases
+    read, opened = volumes.read_array, []
+    monkeypatch.setattr(volumes, "read_array", lambda path, channel=0: opened.append(path) or read(path, channel))
+    for case in [*cases, *cases[::-1]]:
+        case.load()
+    assert len(opened) == 2  # the image and its labels
+
+
+def test_foreground_slices_only(tmp_path):
+    cases = read_cases(write_set(tmp_path), labels={1: "spleen"}).cases
+    assert [case.index for case in keep_foreground(cases)] == [1, 2, 3]
+    assert len(cases) == 6
+
+
+def test_bare_pair_of_volumes(tmp_path):
+    array, labels, affine = make_volume()
+    store(tmp_path / "scan.nii.gz", array, affine)
+    store(tmp_path / "scan_seg.nii.gz", labels.astype(np.float32), affine)
+    found = read_cases(tmp_path, modality="CT", labels={2: "liver"})
+    assert found.layout == "volume" and found.classes == ("background", "liver")
+    assert found.cases[0].prompt == "CT, liver" and found.cases[0].id == "scan/0000"
+    np.testing.assert_array_equal(found.cases[3].mask, labels[::-1, ::-1, 3].T == 2)
+    assert read_cases(tmp_path, modality="CT").classes == ("background", "class 1", "class 2")
+    with pytest.raises(InputError, match="modality"):
+        read_cases(tmp_path)
+
+
+# bad input
+
+IMAGE, LABELS = "imagesTr/spleen_1.nii.gz", "labelsTr/spleen_1.nii.gz"
+
+
+def write_fault(root, fault):
+    """Spoil one file of a sound set."""
+    array, labels, affine = make_volume()
+    shifted = affine.copy()
+    shifted[0, 3] += 1.5  # voxels are 2 mm wide: more than half of one
+    if fault == "undeclared label":
+        describe_set(root, labels=("background", "spleen"))
+    elif fault == "no description":
+        (root / "dataset.json").unlink()
+    elif fault == "region labels":
+        about = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "both": [1, 2]}}
+        (root / "dataset.json").write_text(json.dumps(about))
+    elif fault == "no label":
+        store(root / "imagesTr/other.nii.gz", array, affine)
+    elif fault == "shape":
+        store(root / LABELS, labels[:, :, :-1], affine)
+    elif fault == "affine":
+        store(root / LABELS, labels, shifted)
+    elif fault == "truncated":
+        whole = (root / IMAGE).read_bytes()
+        (root / IMAGE).write_bytes(whole[: len(whole) // 2])
+    elif fault == "text":
+        (root / IMAGE).write_bytes(b"text")
+    elif fault == "flat":
+        nibabel.save(nibabel.Nifti1Image(array[:, :, 0], affine), root / IMAGE)
+    elif fault == "fractions":
+        store(root / LABELS, labels * 0.5, affine)
+    elif fault == "negative":
+        store(root / LABELS, -labels.astype(np.int16), affine)
+    elif fault == "nan":
+        store(root / IMAGE, np.full(array.shape, np.nan, np.float32), affine)
+
+
+@pytest.mark.parametrize(("fault", "named", "said"), [
+    ("undeclared label", LABELS, "label 2"),
+    ("no description", "dataset.json", "cannot be read"),
+    ("region labels", "dataset.json", "plain labels"),
+    ("no label", "imagesTr/other.nii.gz", "no mask"),
+    ("shape", LABELS, r"shape \(14, 11, 5\)"),
+    ("affine", LABELS, "1.5 mm"),
+    ("truncated", IMAGE, "damaged"),
+    ("text", IMAGE, "NIfTI"),
+    ("flat", IMAGE, r"shape \(14, 11\)"),
+    ("fractions", LABELS, "whole numbers"),
+    ("negative", LABELS, "labels -2 to 0"),
+    ("nan", IMAGE, "NaN"),
+])  # fmt: skip
+def test_bad_input_is_one_line_that_names_the_file_and_the_remedy(tmp_path, fault, named, said):
+    write_fault(write_set(tmp_path), fault)
+    with pytest.raises(InputError, match=said) as caught:
+        for case in read_cases(tmp_path).cases:
+            case.load()
+    message = str(caught.value)
+    assert message.startswith(str(tmp_path / named))
+    assert "\n" not in message and ";" in message
+
+
+def test_an_affine_off_by_rounding_is_no_mismatch(tmp_path):
+    _, labels, affine = make_volume()
+    affine[0, 3] += 0.9  # less than half of 2 mm
+    store(write_set(tmp_path) / LABELS, labels, affine)
+    assert len(read_cases(tmp_path).cases) == 6
+
+
+def test_a_pair_is_two_files(tmp_path):
+    _, labels, affine = make_volume()
+    for name in ("a", "b", "a_seg"):
+        store(tmp_path / f"{name}.nii.gz", labels, affine)
+    with pytest.raises(InputError, match="2 images and 1 label"):
+        read_cases(tmp_path, modality="CT")
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"channel": 1}, "names 1 channels"),
+    ({"axis": 3}, "no axis 3"),
+    ({"window": (240, -160)}, "lower value first"),
+    ({"labels": {"red": "a"}}, "'red' is no number as a volume"),
+    ({"labels": {7: "a"}}, "does not declare label 7"),
+    ({"labels": {1: "background"}}, "1 classes"),
+])  # fmt: skip
+def test_bad_options(tmp_path, options, said):
+    with pytest.raises(InputError, match=said):
+        read_cases(write_set(tmp_path), **options)
+
+
+def test_a_volume_with_fewer_channels_than_declared(tmp_path):
+    write_set(tmp_path, channels=("T2", "ADC"))
+    with pytest.raises(InputError, match="has 1 channels, not channel 1"):
+        read_cases(tmp_path, channel=1)

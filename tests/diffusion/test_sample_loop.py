@@ -1,0 +1,190 @@
+"""The whole walk: a point and a Gaussian, whose every sample and variance is known, and what the loop promises."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from emit.diffusion.samplers import sample
+from emit.diffusion.schedule import Schedule, z0_to_eps
+
+SCHEDULE = Schedule.scaled_linear()
+METHODS = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.5), ("ddim", 1.0), ("dpmpp_2m", 0.0)]
+WALKS = [  # steps, spacing, t_end, and the timesteps by hand
+    (7, "trailing", -1, [999, 856, 713, 570, 428, 285, 142, -1]),
+    (7, "leading", 0, [853, 711, 569, 427, 285, 143, 1, 0]),
+    (1, "trailing", -1, [999, -1]),
+]
+
+
+def seeded_noise(shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return lambda: torch.randn(shape, dtype=torch.float64, generator=generator)
+
+
+class OneRowEach:
+    """Noise that is 1 in a row of its own at each call, 0 elsewhere: rows `first`, first + 1, ..."""
+
+    def __init__(self, rows, first):
+        self.rows, self.next = rows, first
+
+    def __call__(self):
+        noise = torch.zeros(self.rows, 1, 1, 1, dtype=torch.float64)
+        noise[self.next] = 1
+        self.next += 1
+        return noise
+
+
+def alpha_bar(t):
+    return 1.0 if t == -1 else SCHEDULE.alpha_bar[t].item()
+
+
+@pytest.mark.parametrize(("steps", "spacing", "t_end", "walk"), WALKS)
+@pytest.mark.parametrize(("method", "eta"), METHODS)
+def test_every_state_of_the_walk_lies_on_the_marginal(method, eta, steps, spacing, t_end, walk):
+    # The denoiser knows z_0 (1 in row 0, 0 elsewhere). Row 0 must follow sqrt(alpha_bar); row 1 carries the first
+    # noise, each later row one fresh draw: their squares must add up to 1 - alpha_bar at the timesteps written by hand.
+    z_0 = torch.zeros(10, 1, 1, 1, dtype=torch.float64)
+    z_0[0] = 1
+    z_T = math.sqrt(alpha_bar(walk[0])) * z_0
+    z_T[1] = math.sqrt(1 - alpha_bar(walk[0]))
+    states, asked = [], []
+
+    def denoiser(z_t, t):
+        asked.append(t.tolist())
+        return z0_to_eps(z_t, z_0, alpha_bar(t[0].item()))
+
+    noise = OneRowEach(10, first=2)
+    z = sample(denoiser, z_T, SCHEDULE, steps, method, eta, noise, spacing, t_end, states.append)
+    assert asked == [[t] * 10 for t in walk[:-1]]
+    assert [state["t_prev"] for state in states] == walk[1:]
+    stochastic = method == "ddpm" or eta > 0
+    assert noise.next - 2 == (sum(t >= 0 for t in walk[1:]) if stochastic else 0)
+    for state, t_prev in zip(states, walk[1:], strict=True):
+        ab = alpha_bar(t_prev)
+        assert state["z_prev"][0].item() == pytest.approx(math.sqrt(ab), abs=1e-12)
+        assert state["z_prev"][1:].square().sum().item() == pytest.approx(1 - ab, abs=1e-12)
+    assert torch.equal(z, states[-1]["z_prev"])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 50])
+@pytest.mark.parametrize(("method", "eta"), METHODS)
+def test_a_point_mass_is_reached_from_any_noise(method, eta, steps):
+    point = seeded_noise((2, 4, 3, 3), seed=1)()
+    noise = seeded_noise((2, 4, 3, 3), seed=2)
+    z = sample(lambda z, t: z0_to_eps(z, point, SCHEDULE.at(t)), 3 * noise(), SCHEDULE, steps, method, eta, noise)
+    assert (z - point).abs().max() < 1e-12  # the last step is z0_hat itself: rounding times 1 / sqrt(1 - ab) <= 35
+
+
+MEAN, SPREAD = 1.5, 0.45
+
+
+def exact_eps(z_t, t):
+    """Return E[eps | z_t] for z_0 ~ N(MEAN, SPREAD^2)."""
+    ab = SCHEDULE.at(t)
+    return (1 - ab).sqrt() * (z_t - ab.sqrt() * MEAN) / (ab * SPREAD**2 + 1 - ab)
+
+
+def closed_recursion(walk, eta):
+    """Return mean and variance after the walk, from N(0, 1), step by step by Bayes' rule on the Gaussian.
+
+    z0_hat = MEAN + gain (z_t - sqrt(ab) MEAN) is a line, so the step is one: z_prev = a z_t + b + sigma n.
+    """
+    mean, variance = 0.0, 1.0
+    for t, t_prev in pairwise(walk):
+        ab, ab_prev = alpha_bar(t), alpha_bar(t_prev)
+        gain = math.sqrt(ab) * SPREAD**2 / (ab * SPREAD**2 + 1 - ab)
+        sigma2 = eta**2 * (1 - ab_prev) / (1 - ab) * (1 - ab / ab_prev)
+        # z_prev = sqrt(ab_prev) z0_hat + turn (z_t - sqrt(ab) z0_hat) + sigma n
+        turn = math.sqrt((1 - ab_prev - sigma2) / (1 - ab))
+        a = math.sqrt(ab_prev) * gain + turn * (1 - math.sqrt(ab) * gain)
+        b = (math.sqrt(ab_prev) - turn * math.sqrt(ab)) * MEAN * (1 - gain * math.sqrt(ab))
+        mean, variance = a * mean + b, a * a * variance + sigma2
+    return mean, variance
+
+
+def exact_moments(method, eta, steps):
+    """Return mean and variance of sample()'s result from z_T ~ N(0, 1), without drawing.
+
+    The walk is affine: row 0 (all zero) is its mean, the other rows less row 0 the weights of z_T and of each draw.
+    """
+    z_T = torch.zeros(steps + 2, 1, 1, 1, dtype=torch.float64)
+    z_T[1] = 1
+    z = sample(exact_eps, z_T, SCHEDULE, steps, method, eta, OneRowEach(steps + 2, first=2)).flatten()
+    return z[0].item(), (z[1:] - z[0]).square().sum().item()
+
+
+@pytest.mark.parametrize("steps", [1, 7, 50, 1000])
+@pytest.mark.parametrize(("method", "eta"), METHODS[:4])
+def test_the_walk_on_a_gaussian_follows_the_closed_recursion(method, eta, steps):
+    walk = [round(1000 * (steps - i) / steps) - 1 for i in range(steps)] + [-1]
+    expected = closed_recursion(walk, 1.0 if method == "ddpm" else eta)
+    assert exact_moments(method, eta, steps) == pytest.approx(expected, abs=1e-10)  # a thousand steps of 1e-14
+
+
+def test_a_thousand_steps_recover_the_gaussian():
+    # The walk starts from mean 0 where q(z_T) has sqrt(0.00466) MEAN = 0.10: a thousandth of MEAN is missing.
+    # The fixed small variance leaves out what is uncertain of z_0 given z_t: 2.2 % of the variance in the end.
+    mean, variance = exact_moments("ddpm", 0.0, 1000)
+    assert mean == pytest.approx(MEAN, abs=2e-3)
+    assert variance == pytest.approx(SPREAD**2, rel=0.025)
+
+
+def test_random_samples_have_the_variance_of_the_recursion():
+    # 40,000 samples: the standard error of a variance is variance * sqrt(2 / 40,000) = 0.7 %; four of them.
+    noise = seeded_noise((10_000, 4, 1, 1))
+    z = sample(exact_eps, noise(), SCHEDULE, 50, "ddpm", noise=noise)
+    mean, variance = closed_recursion([*range(999, 0, -20), -1], eta=1.0)
+    assert z.mean().item() == pytest.approx(mean, abs=4 * math.sqrt(variance / 40_000))
+    assert z.var().item() == pytest.approx(variance, rel=4 * math.sqrt(2 / 40_000))
+
+
+@pytest.mark.parametrize("steps", [10, 20, 50])
+def test_dpmpp_beats_ddim_on_the_exact_path(steps):
+    # For z_0 ~ N(0, 1), E[eps | z_t] = sqrt(1 - ab) z_t and the deterministic path stands still: z_0 = z_T.
+    z_T = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+
+    def error(method):
+        z = sample(lambda z, t: (1 - SCHEDULE.at(t)).sqrt() * z, z_T, SCHEDULE, steps, method)
+        return (z - z_T).abs().item()
+
+    assert error("dpmpp_2m") < error("ddim") / 2
+    assert error("ddim") < 2 / steps
+
+
+def test_the_denoiser_gets_int64_timesteps_and_the_callback_the_whole_step():
+    seen = []
+    z_T = seeded_noise((3, 4, 2, 2))().float()
+
+    def denoiser(z_t, t):
+        assert (t.dtype, t.shape, z_t.dtype) == (torch.int64, (3,), torch.float32)
+        return 0.1 * z_t
+
+    z = sample(denoiser, z_T, SCHEDULE, 4, callback=seen.append)
+    assert z.dtype == torch.float32
+    assert [state["t"] for state in seen] == [999, 749, 499, 249]
+    assert torch.equal(seen[0]["z_t"], z_T)
+    for before, after in pairwise(seen):
+        assert torch.equal(before["z_prev"], after["z_t"])
+    for state in seen:
+        ab = alpha_bar(state["t"])
+        z0_hat = (state["z_t"] - math.sqrt(1 - ab) * state["eps_hat"]) / math.sqrt(ab)
+        assert (state["z0_hat"] - z0_hat).abs().max() < 1e-4  # float32 with 1 / sqrt(ab) = 15, values to 60
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (dict(method="euler"), "method is"),
+        (dict(method="ddpm"), "give noise"),
+        (dict(eta=0.5), "give noise"),
+        (dict(eta=1.5, noise=seeded_noise((1, 4, 2, 2))), "eta lies"),
+        (dict(method="dpmpp_2m", eta=0.5, noise=seeded_noise((1, 4, 2, 2))), "eta lies"),
+        (dict(steps=1000, t_end=0), "t_end"),
+        (dict(t_end=-2), "t_end"),
+    ],
+)
+def test_contradictory_requests_are_refused(request_, message):
+    with pytest.raises(ValueError, match=message):
+        sample(lambda z, t: z, torch.zeros(1, 4, 2, 2), SCHEDULE, **{"steps": 10, **request_})

@@ -1,0 +1,257 @@
+"""Scores against hand-made tables and brute force; what each empty-mask policy does to the same four cases."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import cdist
+
+from emit.evaluation import metrics
+from emit.evaluation.metrics import OVERLAPS, find_surface, policies, score_boundary, score_case, summarise
+
+CLASSES = ("background", "organ")
+INF = float("inf")
+
+
+def draw(*rows):
+    return np.array([[int(c) for c in row] for row in rows])
+
+
+def block(shape, *spans):
+    mask = np.zeros(shape, dtype=int)
+    mask[tuple(slice(*span) for span in spans)] = 1
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("prediction", "target", "expected"),  # expected: dice, iou, precision, recall
+    [
+        pytest.param(draw("110", "000"), draw("110", "000"), (1, 1, 1, 1), id="identical"),
+        pytest.param(draw("110", "000"), draw("011", "000"), (1 / 2, 1 / 3, 1 / 2, 1 / 2), id="half"),
+        pytest.param(draw("111", "100"), draw("110", "000"), (2 / 3, 1 / 2, 1 / 2, 1), id="too much"),
+        pytest.param(draw("100", "000"), draw("111", "100"), (2 / 5, 1 / 4, 1, 1 / 4), id="too little"),
+        pytest.param(draw("100", "000"), draw("001", "000"), (0, 0, 0, 0), id="apart"),
+        pytest.param(draw("000", "000"), draw("000", "000"), (1, 1, 1, 1), id="both empty"),
+        pytest.param(draw("000", "000"), draw("100", "000"), (0, 0, 0, 0), id="missed"),
+        pytest.param(draw("100", "000"), draw("000", "000"), (0, 0, 0, 0), id="false alarm"),
+    ],
+)
+def test_overlap_table(prediction, target, expected):
+    (row,) = score_case(prediction, target, CLASSES, None, 1.0)
+    assert [row[key] for key in OVERLAPS] == pytest.approx(expected, abs=1e-15)  # one division of small integers
+
+
+SQUARE, SHIFTED = block((8, 8), (2, 6), (2, 6)), block((8, 8), (2, 6), (3, 7))
+
+
+@pytest.mark.parametrize(
+    ("prediction", "target", "spacing", "tolerance", "expected"),  # expected: nsd, hd95, assd
+    [
+        pytest.param(SQUARE, SQUARE, None, 0, (1, 0, 0), id="identical"),
+        # Of the 12 voxels of each ring 6 lie on the other ring and 6 one column off it.
+        pytest.param(SHIFTED, SQUARE, None, 0, (1 / 2, 1, 1 / 2), id="shifted square"),
+        pytest.param(SHIFTED, SQUARE, (3, 2), 1.9, (1 / 2, 2, 1), id="shifted square in mm"),
+        # Columns 5 mm apart: 2 of the 6 reach the other ring along the row axis, 1 mm away; 4 are 5 mm off.
+        pytest.param(SHIFTED, SQUARE, (1, 5), 1, (2 / 3, 5, 22 / 12), id="anisotropic"),
+        pytest.param(block((6, 7), (1, 2), (1, 2)), block((6, 7), (4, 5), (5, 6)), None, 5, (1, 5, 5), id="one pixel"),
+        pytest.param(
+            block((6, 7), (1, 2), (1, 2)), block((6, 7), (4, 5), (5, 6)), (2, 1), 7, (0, 52**0.5, 52**0.5), id="2:1"
+        ),
+        # A full image has its border as surface: 4 sides at 1, 4 corners at sqrt 2, and 1 on the way back.
+        # 95th percentile of those 9: position 7.6, between two values of sqrt 2.
+        pytest.param(
+            block((3, 3), (0, 3), (0, 3)),
+            block((3, 3), (1, 2), (1, 2)),
+            None,
+            1,
+            (5 / 9, 2**0.5, (5 + 4 * 2**0.5) / 9),
+            id="touches the border",
+        ),
+        # 9 + 10 distances, one of them 10: pooled, position 17.1 of 0..18 gives 1.0 (the larger of the two
+        # directed percentiles would be 5.5).
+        pytest.param(
+            draw("111111111" + "0" * 10), draw("1111111110000000001"), None, 0, (18 / 19, 1, 10 / 19), id="pooled"
+        ),
+        pytest.param(
+            block((2, 2, 2), (0, 1), (0, 1), (0, 1)),
+            block((2, 2, 2), (1, 2), (1, 2), (1, 2)),
+            (2, 3, 6),
+            6.9,
+            (0, 7, 7),
+            id="3D",
+        ),
+        pytest.param(
+            block((4, 4), (0, 1), (0, 1)),
+            block((4, 4), (0, 1), (3, 4)),
+            (0.1, 0.1),
+            0.3,
+            (1, 0.3, 0.3),
+            id="at tolerance",
+        ),
+        pytest.param(SQUARE * 0, SQUARE * 0, None, 0, (1, 0, 0), id="both empty"),
+        pytest.param(SQUARE * 0, SQUARE, None, 9, (0, INF, INF), id="missed"),
+        pytest.param(SQUARE, SQUARE * 0, None, 9, (0, INF, INF), id="false alarm"),
+    ],
+)
+def test_boundary_table(prediction, target, spacing, tolerance, expected):
+    (row,) = score_case(prediction, target, CLASSES, spacing, tolerance)
+    assert (row["nsd"], row["hd95"], row["assd"]) == pytest.approx(expected, abs=1e-12)  # float64 sums of 24 terms
+
+
+def list_surface(mask):
+    inside = set(map(tuple, np.argwhere(mask)))
+    steps = np.vstack([np.eye(mask.ndim, dtype=int), -np.eye(mask.ndim, dtype=int)])
+    return np.array([p for p in sorted(inside) if any(tuple(np.array(p) + step) not in inside for step in steps)])
+
+
+def random_pairs(count, rng):
+    for number in range(count):
+        shape = rng.integers(5, 14, size=2) if number % 2 else rng.integers(3, 8, size=3)
+        masks = [rng.random(shape) < rng.choice([0.03, 0.3, 0.9]) for _ in range(2)]
+        for mask in masks:
+            mask[tuple(rng.integers(shape))] = True
+        yield *masks, tuple(rng.uniform(0.3, 4.0, size=len(shape)))
+
+
+@pytest.mark.parametrize("voxels_per_point", [0, 10**9], ids=["k-d tree", "distance transform"])
+def test_boundary_equals_brute_force(monkeypatch, voxels_per_point):
+    monkeypatch.setattr(metrics, "VOXELS_PER_POINT", voxels_per_point)
+    for a, b, spacing in random_pairs(200, np.random.default_rng(1)):
+        between = cdist(list_surface(a) * spacing, list_surface(b) * spacing)
+        pooled = np.sort(np.concatenate([between.min(axis=1), between.min(axis=0)]))
+        place = 0.95 * (len(pooled) - 1)
+        low, high = pooled[math.floor(place)], pooled[math.ceil(place)]
+        expected = np.mean(pooled <= 1.5), low + (high - low) * (place % 1), np.mean(pooled)
+        scores = score_boundary(a, b, spacing, 1.5)
+        assert (scores["nsd"], scores["hd95"], scores["assd"]) == pytest.approx(
+            expected, abs=1e-9
+        )  # float64, tens of mm
+
+
+def test_both_distance_methods_are_in_use(monkeypatch):
+    calls = []
+    transform, tree = metrics.distance_transform_edt, metrics.cKDTree
+    monkeypatch.setattr(
+        metrics, "distance_transform_edt", lambda *a, **k: calls.append("transform") or transform(*a, **k)
+    )
+    monkeypatch.setattr(metrics, "cKDTree", lambda *a: calls.append("tree") or tree(*a))
+    far = block((40, 40), (0, 1), (0, 1)), block((40, 40), (39, 40), (39, 40))
+    assert score_case(*far, CLASSES, None, 1)[0]["assd"] == pytest.approx(39 * 2**0.5)
+    assert score_case(SHIFTED, SQUARE, CLASSES, None, 1)[0]["assd"] == pytest.approx(0.5)
+    assert calls == ["tree", "tree", "transform", "transform"]
+
+
+def test_surface_uses_the_cross():
+    plus_filled = draw("0110", "1111", "1111", "0110")  # its 4 inner voxels have all 4 neighbours, but not all 8
+    assert find_surface(plus_filled.astype(bool)).astype(int).tolist() == draw("0110", "1001", "1001", "0110").tolist()
+
+
+def test_scores_do_not_depend_on_position_order_or_mirroring():
+    rng = np.random.default_rng(2)
+    a, b = (rng.random((9, 11)) < 0.3).astype(int), (rng.random((9, 11)) < 0.3).astype(int)
+    (expected,) = score_case(a, b, CLASSES, (1.0, 2.5), 1.0)
+    padded = [np.pad(m, ((3, 20), (7, 1))) for m in (a, b)]
+    for p, t, spacing in ((*padded, (1.0, 2.5)), (a[::-1], b[::-1], (1.0, 2.5)), (a.T, b.T, (2.5, 1.0))):
+        (row,) = score_case(p, t, CLASSES, spacing, 1.0)
+        assert [row[k] for k in metrics.SCORES] == pytest.approx([expected[k] for k in metrics.SCORES], abs=1e-12)
+    (swapped,) = score_case(b, a, CLASSES, (1.0, 2.5), 1.0)
+    assert [swapped[k] for k in ("dice", "hd95", "recall")] == pytest.approx(
+        [expected[k] for k in ("dice", "hd95", "precision")], abs=1e-12
+    )
+
+
+def test_each_class_is_scored_by_itself():
+    prediction, target = draw("1122", "0000"), draw("1120", "0000")
+    rows = score_case(prediction, target, ("background", "one", "two", "three"), (2, 2), 1)
+    assert [(r["class"], r["kind"], r["predicted"], r["target"]) for r in rows] == [
+        ("one", "both present", 2, 2),
+        ("two", "both present", 2, 1),
+        ("three", "both empty", 0, 0),
+    ]
+    assert [r["dice"] for r in rows] == pytest.approx([1, 2 / 3, 1])
+    assert {r["unit"] for r in rows} == {"mm"}
+    assert score_case(prediction, target, ("background", "one", "two"), None, 1)[0]["unit"] == "px"
+
+
+@pytest.mark.parametrize(
+    ("prediction", "target", "spacing", "tolerance", "message"),
+    [
+        (SQUARE, SQUARE[:4], None, 1, "shape"),
+        (SQUARE[0], SQUARE[0], None, 1, "shape"),
+        (SQUARE * 255, SQUARE, None, 1, "labels 0..255"),
+        (SQUARE, -SQUARE, None, 1, "labels -1..0"),
+        (SQUARE * 0.5, SQUARE, None, 1, "float64"),
+        (SQUARE, SQUARE, (1, 1, 1), 1, "2 positive"),
+        (SQUARE, SQUARE, (1, 0), 1, "2 positive"),
+        (SQUARE, SQUARE, (1, float("nan")), 1, "2 positive"),
+        (SQUARE, SQUARE, None, float("nan"), "tolerance"),
+    ],
+)
+def test_misfits_are_refused(prediction, target, spacing, tolerance, message):
+    with pytest.raises(ValueError, match=message):
+        score_case(prediction, target, CLASSES, spacing, tolerance)
+
+
+# One case of each kind on 5 x 5 pixels, the false alarm in the very centre, where the fake pixel goes.
+FOUR = [
+    (block((5, 5), (0, 1), (0, 2)), block((5, 5), (0, 1), (1, 3))),  # Dice 1/2, IoU 1/3, distances 0 0 1 1
+    (block((5, 5), (0, 0)), block((5, 5), (0, 0))),
+    (block((5, 5), (0, 0)), block((5, 5), (0, 1), (0, 1))),  # missed, sqrt 8 from the centre
+    (block((5, 5), (2, 3), (2, 3)), block((5, 5), (0, 0))),
+]
+
+
+def test_policies_on_one_case_of_each_kind():
+    rows, fake = ([score_case(*case, CLASSES, None, 0, fake_pixel=f)[0] for case in FOUR] for f in (False, True))
+    found = {name: summary["organ"] for name, summary in policies(rows, fake).items()}
+    expected = {  # policy, score: mean, median, counted, infinite, dropped
+        ("ours", "dice"): (1.5 / 4, 0.25, 4, 0, 0),
+        ("ours", "iou"): ((1 + 1 / 3) / 4, 1 / 6, 4, 0, 0),
+        ("ours", "nsd"): (1.5 / 4, 0.25, 4, 0, 0),
+        ("ours", "hd95"): (0.5, INF, 4, 2, 0),
+        ("ours", "assd"): (0.25, INF, 4, 2, 0),
+        ("nnunet", "dice"): (0.5 / 3, 0, 3, 0, 1),
+        ("nnunet", "iou"): (1 / 9, 0, 3, 0, 1),
+        ("monai", "dice"): (0.25, 0.25, 2, 0, 2),
+        ("monai", "iou"): (1 / 6, 1 / 6, 2, 0, 2),
+        ("monai", "precision"): (0.25, 0.25, 2, 0, 2),
+        ("monai", "recall"): (0.25, 0.25, 2, 0, 2),
+        ("monai", "nsd"): (0.5 / 3, 0, 3, 0, 1),
+        ("monai", "hd95"): (1, 1, 1, 0, 3),
+        ("monai", "assd"): (INF, INF, 3, 2, 1),
+        ("diffboost", "dice"): (2.5 / 4, 0.75, 4, 0, 0),
+        ("diffboost", "hd95"): ((1 + 8**0.5) / 4, 0.5, 4, 0, 0),
+    }
+    for (policy, score), values in expected.items():
+        numbers = found[policy]["scores"][score]
+        got = [numbers[key] for key in ("mean", "median", "counted", "infinite", "dropped")]
+        assert got == pytest.approx(values, abs=1e-12), (policy, score)
+    assert set(found["nnunet"]["scores"]) == {"dice", "iou"}
+    for summary in found.values():
+        assert [summary[kind] for kind in ("cases", *metrics.KINDS)] == [4, 1, 1, 1, 1]
+    assert found["ours"]["scores"]["dice"]["spread"] == pytest.approx(np.std([0.5, 1, 0, 0], ddof=1))
+
+
+def test_policies_refuse_rows_of_other_cases():
+    rows = [score_case(*case, CLASSES, None, 0)[0] for case in FOUR]
+    with pytest.raises(ValueError, match="same order"):
+        policies(rows, rows[::-1])
+
+
+def test_summary_keeps_the_median_finite_while_most_cases_are():
+    rows = [{"class": "organ", "kind": "both present", "hd95": d} for d in (1.0, 2.0, 6.0)]
+    rows.append({"class": "organ", "kind": "missed", "hd95": INF})
+    numbers = summarise(rows)["organ"]["scores"]["hd95"]
+    assert (numbers["mean"], numbers["median"], numbers["infinite"]) == (3.0, 4.0, 1)
+    assert numbers["spread"] == pytest.approx(7**0.5)  # (4 + 1 + 9) / 2
+    lonely = summarise(rows[3:])["organ"]["scores"]["hd95"]
+    assert math.isnan(lonely["mean"])
+    assert math.isnan(lonely["spread"])
+    assert (lonely["median"], lonely["counted"], lonely["infinite"]) == (INF, 1, 1)
+
+
+def test_scoring_leaves_the_masks_alone():
+    prediction, target = FOUR[2][0].copy(), FOUR[2][1].copy()
+    score_case(prediction, target, CLASSES, None, 0, fake_pixel=True)
+    assert (prediction == FOUR[2][0]).all()
+    assert (target == FOUR[2][1]).all()

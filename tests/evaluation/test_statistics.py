@@ -1,0 +1,207 @@
+"""Paired statistics against worked examples, enumeration and simulation."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from emit.evaluation.statistics import (
+    bootstrap_interval,
+    compare_arms,
+    conclude,
+    describe_arms,
+    holm,
+    signed_rank,
+    tabulate,
+    verdict,
+)
+
+
+def nest(**arms):
+    """Turn arrays (seeds, cases) into scores[arm][seed][case]."""
+    return {
+        arm: {seed: {f"case{i}": float(v) for i, v in enumerate(row)} for seed, row in enumerate(np.atleast_2d(values))}
+        for arm, values in arms.items()
+    }
+
+
+def test_holm_worked_example():
+    # Sorted 0.005 0.01 0.03 0.04 times 4 3 2 1 = 0.02 0.03 0.06 0.04; the last is raised to 0.06.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize("differences", [[1, 2, 3, 4, 5, -6], [1, -2, 3, -4, 5, 6, 7], [3, 1, 2, 5, 4, 6]])
+def test_signed_rank_equals_enumeration(differences):
+    ranks = np.abs(differences)  # the magnitudes are 1..n, so they are their own ranks
+    total = ranks.sum()
+    signs = np.array(list(product([-1, 1], repeat=len(ranks))))
+    extreme = np.mean(np.abs(signs @ ranks) >= abs(sum(differences)))
+    p, effect = signed_rank(np.array(differences) / 7)
+    assert p == pytest.approx(extreme, abs=1e-12)
+    assert effect == pytest.approx(sum(differences) / total, abs=1e-12)
+
+
+def test_signed_rank_leaves_zeros_out():
+    assert signed_rank([0.0, 0.0]) == (1.0, 0.0)
+    # 1e-17 is what averaging over seeds leaves of a zero; the 6 others all gain: p = 2 / 2^6.
+    p, effect = signed_rank([1e-17, 0, -1e-17, 1, 2, 3, 4, 5, 6])
+    assert (p, effect) == (pytest.approx(2 / 64), 1.0)
+
+
+def test_bootstrap_of_a_normal_sample():
+    sample = 3 + 2 * norm.ppf((np.arange(400) + 0.5) / 400)
+    error = sample.std() / 20
+    low, high = bootstrap_interval(sample, np.random.default_rng(0), resamples=4000)
+    # A 2.5 % quantile of 4000 draws is known to sqrt(0.025 * 0.975 / 4000) / density(1.96) = 0.042 errors; 4 of those.
+    assert (low, high) == pytest.approx((3 - 1.96 * error, 3 + 1.96 * error), abs=0.17 * error)
+    narrow = bootstrap_interval(sample, np.random.default_rng(0), level=0.32, resamples=4000)
+    assert narrow == pytest.approx((3 - 0.994 * error, 3 + 0.994 * error), abs=0.12 * error)
+
+
+def test_groups_are_resampled_whole():
+    # 20 patients with 10 equal cases each: 20 independent values, not 200, so the interval is sqrt(10) wider.
+    members = np.repeat(np.arange(20), 10)
+    differences = np.random.default_rng(3).normal(size=20)[members]
+    by_group = bootstrap_interval(differences, np.random.default_rng(0), members, resamples=4000)
+    by_case = bootstrap_interval(differences, np.random.default_rng(0), resamples=4000)
+    # Each width is known to about 4 %; 20 draws from a skewed set add a little.
+    assert np.diff(by_group) / np.diff(by_case) == pytest.approx(10**0.5, rel=0.1)
+
+
+def test_bootstrap_weighs_cases_not_groups():
+    members = np.array([0, 0, 0, 1, 2, 2])
+    assert bootstrap_interval(np.full(6, 0.25), np.random.default_rng(0), members) == pytest.approx((0.25, 0.25))
+    # Two groups, of 3 ones and 1 zero: a resample's mean is 0 (both zero), 3/4 (one of each) or 1.
+    means = {bootstrap_interval([1, 1, 1, 0], np.random.default_rng(k), members[:4], resamples=1)[0] for k in range(40)}
+    assert means == {0.0, 0.75, 1.0}
+
+
+def test_arms_are_described():
+    found = describe_arms(nest(a=[[0.5, 0.7], [0.6, 1.0]], b=[[0.2, 0.2], [0.2, 0.2]]))
+    # Arm a: cases 0.55 and 0.85, seeds 0.6 and 0.8: standard deviations 0.3 / sqrt 2 and 0.2 / sqrt 2.
+    assert found["a"] == pytest.approx({"mean": 0.7, "case_spread": 0.3 / 2**0.5, "seed_spread": 0.2 / 2**0.5})
+    assert found["b"] == pytest.approx({"mean": 0.2, "case_spread": 0, "seed_spread": 0}, abs=1e-15)
+    assert np.isnan(describe_arms(nest(a=[[0.5, 0.7]]))["a"]["seed_spread"])
+
+
+def test_table_pairs_by_name_not_by_order():
+    scores = {
+        "a": {1: {"x": 0.1, "y": 0.2}, 2: {"y": 0.4, "x": 0.3}},
+        "b": {2: {"x": 0.7, "y": 0.8}, 1: {"y": 0.6, "x": 0.5}},
+    }
+    cases, seeds, table = tabulate(scores)
+    assert (cases, seeds) == (("x", "y"), (1, 2))
+    assert table["a"].tolist() == [[0.1, 0.2], [0.3, 0.4]]
+    assert table["b"].tolist() == [[0.5, 0.6], [0.7, 0.8]]
+
+
+def test_incomplete_tables_are_refused():
+    for spoil, message in (
+        (lambda s: s["b"][1].pop("case3"), "1 cases are not in every arm, such as case3"),
+        (lambda s: s["b"].pop(1), "arm b has seeds"),
+        (lambda s: s["b"][0].update(case1=float("inf")), "arm b has 1 scores that are not finite"),
+    ):
+        scores = nest(a=np.zeros((2, 5)), b=np.zeros((2, 5)))
+        spoil(scores)
+        with pytest.raises(ValueError, match=message):
+            tabulate(scores)
+
+
+def simulate(rng, shift, cases=60, seeds=3, per_group=1):
+    """Paired scores: a case's difficulty is shared; what the arm does to it (its group) and to a seed is its own."""
+    difficulty = rng.beta(5, 2, size=cases)
+    groups = np.arange(cases) // per_group
+    change = rng.normal(0, 0.04, size=cases // per_group)[groups]
+    noise = rng.normal(0, 0.02, size=(2, seeds, cases))
+    scores = nest(baseline=difficulty + noise[0], ours=difficulty + change + shift + noise[1])
+    return scores, {f"case{i}": int(g) for i, g in enumerate(groups)}
+
+
+@pytest.mark.parametrize(
+    ("shift", "expected"), [(0.03, "detectable gain"), (-0.03, "detectable loss"), (0.0, "no detectable gain")]
+)
+def test_known_shift_is_told_apart(shift, expected):
+    # A case's difference deviates by sqrt(0.04^2 + 2 * 0.02^2 / 3) = 0.043: 0.03 is 5.4 standard errors of 60 cases.
+    scores, _ = simulate(np.random.default_rng(11), shift)
+    (found,) = compare_arms(scores, ["ours"], "baseline", [], np.random.default_rng(0))
+    assert verdict(found) == expected
+    assert found.difference == pytest.approx(shift, abs=4 * 0.043 / 60**0.5)
+    assert found.low < found.difference < found.high
+    sentence = conclude(found)
+    assert sentence.startswith(f"ours against baseline: {expected} (mean difference in Dice {found.difference:+.4f}")
+    assert "60 cases, 3 seeds" in sentence
+
+
+def test_too_few_cases_say_so():
+    gain = np.arange(1, 9) / 100
+    for cases, judged, expected in ((5, ["a"], "too few"), (6, ["a"], "detectable gain"), (6, ["a", "b"], "too few")):
+        scores = nest(base=np.zeros(cases), a=gain[:cases], b=gain[:cases] / 2)
+        found = compare_arms(scores, judged, "base", [], np.random.default_rng(0))
+        assert found[0].smallest_p == pytest.approx(len(judged) * 2.0 ** (1 - cases))  # 0.0625, 0.03125, 0.0625
+        assert found[0].p_adjusted == pytest.approx(found[0].smallest_p)  # all gain: it is reached
+        assert expected in conclude(found[0])
+    assert "smallest p that could be reached is 0.062" in conclude(found[0])
+
+
+def test_many_cases_of_few_patients_are_few():
+    scores, groups = simulate(np.random.default_rng(4), 0.2, cases=60, per_group=12)
+    (alone,) = compare_arms(scores, ["ours"], "baseline", [], np.random.default_rng(0))
+    (grouped,) = compare_arms(scores, ["ours"], "baseline", [], np.random.default_rng(0), groups)
+    assert (alone.units, verdict(alone)) == (60, "detectable gain")
+    assert (grouped.units, verdict(grouped)) == (5, "too few cases to tell")
+    assert "60 cases in 5 groups" in conclude(grouped)
+    (partly,) = compare_arms(
+        scores, ["ours"], "baseline", [], np.random.default_rng(0), {"case0": 0, "case1": 0, "case2": None}
+    )
+    assert partly.units == 59
+
+
+def test_best_classical_arm_is_the_second_reference():
+    rng = np.random.default_rng(5)
+    base = rng.uniform(0.4, 0.6, size=(2, 30))
+    scores = nest(base=base, mirror=base + 0.02, scale=base + 0.05, ours=base + 0.04)
+    found = compare_arms(scores, ["mirror", "scale", "ours"], "base", ["mirror", "scale"], rng)
+    assert [(c.arm, c.reference) for c in found] == [
+        ("mirror", "base"),
+        ("scale", "base"),
+        ("ours", "base"),
+        ("ours", "scale"),
+    ]
+    assert [c.difference for c in found] == pytest.approx([0.02, 0.05, 0.04, -0.01])
+    assert [verdict(c) for c in found] == ["detectable gain"] * 3 + ["detectable loss"]
+    assert found[0].smallest_p == pytest.approx(4 * 2.0**-29)
+
+
+def test_a_gain_needs_interval_and_rank_test_to_agree():
+    # 19 small gains, one large loss: the ranks say gain, the mean says loss; so neither is claimed.
+    scores = nest(base=np.zeros(20), ours=np.r_[np.arange(1, 20) / 1000, -2.0])
+    (found,) = compare_arms(scores, ["ours"], "base", [], np.random.default_rng(0))
+    assert found.p_adjusted < 0.05
+    assert found.difference < 0 < found.effect
+    assert verdict(found) == "no detectable gain"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("per_group", [1, 3], ids=["cases", "groups"])
+def test_false_positive_rate(per_group):
+    rng = np.random.default_rng(2024)
+    hits = 0
+    for _ in range(400):
+        scores, groups = simulate(rng, 0.0, cases=60 * per_group, per_group=per_group)
+        (found,) = compare_arms(scores, ["ours"], "baseline", [], rng, groups if per_group > 1 else None)
+        hits += verdict(found) in ("detectable gain", "detectable loss")
+    assert 0.03 <= hits / 400 <= 0.07  # 5 % of 400 has a standard error of 1.1 %
+
+
+@pytest.mark.slow
+def test_family_wise_error_stays_below_the_level():
+    rng, hits = np.random.default_rng(7), 0
+    for _ in range(400):
+        base = rng.beta(5, 2, size=(3, 40))
+        arms = {name: base + rng.normal(0, 0.05, size=base.shape) for name in "abcd"}
+        found = compare_arms(nest(base=base, **arms), list("abcd"), "base", [], rng, resamples=500)
+        hits += any(verdict(c).startswith("detectable") for c in found)
+    assert hits / 400 <= 0.07

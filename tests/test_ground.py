@@ -1,0 +1,126 @@
+"""What everything stands on: errors, seeds, whole files."""
+
+import errno
+import hashlib
+
+import pytest
+import torch
+
+from emit.errors import InputError, run
+from emit.files import sha256, write_atomic
+from emit.seeds import SeededNoise, generator, seed_from
+
+
+def test_input_error_is_one_line_and_exit_code_2(capsys):
+    def main():
+        raise InputError("a.png: is\n  broken; remove it")
+
+    with pytest.raises(SystemExit) as stopped:
+        run(main)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: a.png: is broken; remove it\n"
+
+
+def test_interrupt_is_exit_code_130(capsys):
+    def main():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stopped:
+        run(main)
+    assert stopped.value.code == 130
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_other_errors_are_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 / 0)
+
+
+def test_seed_is_the_head_of_a_sha256():
+    digest = hashlib.sha256(b"a\x1f1").hexdigest()
+    assert seed_from("a", 1) == int(digest[:16], 16) // 2 == 4742018630964328543
+
+
+def test_seed_tells_its_parts_apart():
+    seeds = {seed_from(*parts) for parts in [("a", 1), ("a", 2), ("a1",), (1, "a"), ("a", 1, ""), ("a", 11), ("a1", 1)]}
+    assert len(seeds) == 7
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_generator_repeats_and_leaves_the_global_state_alone():
+    before = torch.get_rng_state()
+    first, again, other = (torch.randn(4, generator=generator(*parts)) for parts in [("a", 1), ("a", 1), ("a", 2)])
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_seeded_noise_is_the_same_in_any_batch():
+    together, alone = SeededNoise([5, 6, 7], (2, 3)), SeededNoise([6], (2, 3))
+    for _ in range(3):  # each call moves on by the same amount in both
+        assert torch.equal(together()[1:2], alone())
+    assert not torch.equal(together()[0], together()[0])
+
+
+def test_seeded_noise_is_standard_normal():
+    noise = SeededNoise(range(100), (1000,))()
+    assert abs(noise.mean()) < 0.013  # four standard errors of 1e5 draws: 4 / sqrt(1e5)
+    assert abs(noise.var() - 1) < 0.018  # 4 sqrt(2 / 1e5)
+
+
+def test_sha256_of_a_known_text(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")  # the example of FIPS 180-2, appendix B.1
+    assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_sha256_of_a_missing_file_is_the_users_error(tmp_path):
+    with pytest.raises(InputError, match=r"nothing\.bin: cannot be read"):
+        sha256(tmp_path / "nothing.bin")
+
+
+def test_write_atomic_creates_and_replaces(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    for text in ("first", "second"):
+        write_atomic(path, lambda temporary, text=text: temporary.write_text(text))
+        assert path.read_text() == text
+    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_write_atomic_shows_no_half_file(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def write(temporary):
+        assert temporary.parent == path.parent  # the same disk: the last step is a rename
+        temporary.write_text("half")
+        assert path.read_text() == "old"
+
+    write_atomic(path, write)
+
+
+@pytest.mark.parametrize(
+    "failure, seen, words",
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), InputError, "No space left on device.*free space"),
+        (RuntimeError("[enforce fail]\nunexpected pos"), InputError, "enforce fail. unexpected pos.*free space"),
+        (ValueError("a fault of ours"), ValueError, "a fault of ours"),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+    ],
+)
+def test_write_atomic_keeps_the_old_file_when_writing_fails(tmp_path, failure, seen, words):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def write(temporary):
+        temporary.write_text("ha")
+        raise failure
+
+    with pytest.raises(seen, match=words):
+        write_atomic(path, write)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_write_atomic_into_something_that_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="could not be written"):
+        write_atomic(tmp_path / "file" / "inside.txt", lambda temporary: temporary.write_text("y"))

@@ -1,0 +1,66 @@
+"""A small training run in a process of its own, for the tests that kill one or start two.
+
+python child.py FOLDER [--resume] [--stall STEP] [--noise]
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from emit.training import distributed
+from emit.training.loop import Run
+
+STEPS, BATCH, SAMPLES = 6, 4, 10
+
+
+class Numbers:
+    """Sample i is the row sin(i), sin(2 i), sin(3 i), and i itself."""
+
+    def __len__(self):
+        return SAMPLES
+
+    def batch(self, indices, rng):
+        index = torch.tensor(indices, dtype=torch.float32)
+        return torch.sin(index[:, None] * torch.arange(1.0, 4.0)), index
+
+
+class Network(torch.nn.Module):
+    """A small network, with one weight that only samples 0 and 1 reach and one that none does."""
+
+    def __init__(self):
+        super().__init__()
+        rng = torch.Generator().manual_seed(0)
+        self.first = torch.nn.Parameter(torch.randn(3, 8, generator=rng))
+        self.second = torch.nn.Parameter(torch.randn(8, 1, generator=rng))
+        self.rare = torch.nn.Parameter(torch.ones(1))
+        self.never = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, rows, index):
+        out = torch.tanh(rows @ self.first) @ self.second
+        special = (index < 2)[:, None]
+        return out + special * self.rare if special.any() else out
+
+
+def main():
+    folder, options = Path(sys.argv[1]), sys.argv[2:]
+    stall = int(options[options.index("--stall") + 1]) if "--stall" in options else None
+    torch.set_num_threads(1)
+    distributed.start("cpu")
+    settings = {"lr": 0.01, "steps": STEPS, "batch": BATCH, "seed": 1, "ema": 0.5, "log_every": 1, "save_every": 3}
+    settings |= {"accumulate": 2 // distributed.ranks(), "resume": "--resume" in options}
+    run = Run(folder, {"network": Network()}, **settings)
+    for step, (rows, index) in run.steps(Numbers()):
+        if step == stall:
+            (folder / "stalled").touch()
+            time.sleep(60)
+        noise = torch.randn(rows.shape, generator=run.rng) if "--noise" in options else 0.0
+        out = run.modules["network"](rows + noise, index)
+        run.update((out - torch.cos(index)[:, None]).square().mean())
+    run.finish()
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Sharing a batch; test_processes.py runs two real processes."""
+
+import pytest
+import torch
+
+from emit.errors import InputError
+from emit.training import distributed
+
+
+def test_one_process_is_rank_0_of_1():
+    tensor = torch.tensor([1.0, 2.0])
+    distributed.average([tensor])
+    distributed.barrier()
+    assert (distributed.rank(), distributed.ranks(), tensor.tolist()) == (0, 1, [1.0, 2.0])
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 6, 12])
+def test_the_pieces_of_a_batch_are_the_batch(parts):
+    batch = list(range(100, 112))
+    pieces = [distributed.split_batch(batch, part, parts) for part in range(parts)]
+    assert {len(piece) for piece in pieces} == {12 // parts}
+    assert [sample for piece in pieces for sample in piece] == batch
+
+
+def test_buckets_hold_every_tensor_once_and_stay_small(monkeypatch):
+    monkeypatch.setattr(distributed, "BUCKET", 10)
+    tensors = [torch.zeros(size) for size in (4, 6, 1, 25, 2, 3)]
+    buckets = [[tensor.numel() for tensor in bucket] for bucket in distributed._buckets(tensors)]
+    assert buckets == [[4, 6], [1], [25], [2, 3]]  # only a single tensor may be larger than a bucket
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x"])
+def test_a_device_that_does_not_exist(device):
+    with pytest.raises(InputError, match=f"--device {device}: "):
+        distributed.start(device)
+
+
+def test_cpu_is_cpu():
+    assert distributed.start("cpu") == torch.device("cpu")

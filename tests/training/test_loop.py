@@ -1,0 +1,312 @@
+"""One step of the loop, its numbers and its guards; test_resume.py stops runs and lets them go on."""
+
+import json
+import math
+import time
+from itertools import pairwise
+
+import pytest
+import torch
+
+from emit.errors import InputError
+from emit.training.loop import Run, ema_decay, learning_rate
+
+
+class Numbers:
+    """Sample i is the number i / 10, plus noise times a draw; some batches take their time."""
+
+    def __init__(self, samples=10, noise=0.0, wait=0.0):
+        self.samples, self.noise, self.wait = samples, noise, wait
+
+    def __len__(self):
+        return self.samples
+
+    def batch(self, indices, rng):
+        time.sleep(self.wait * (sum(indices) % 3))
+        draws = torch.randn(len(indices), 1, generator=rng)
+        return torch.tensor(indices, dtype=torch.float32)[:, None] / 10 + self.noise * draws
+
+
+def make_network(width=4):
+    network = torch.nn.Sequential(torch.nn.Linear(1, width), torch.nn.Tanh(), torch.nn.Linear(width, 1))
+    rng = torch.Generator().manual_seed(1)
+    for parameter in network.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=rng)
+    return network
+
+
+def make_weight(*values):
+    """Return a module with one weight vector, so that losses and gradients can be written down."""
+    module = torch.nn.Module()
+    module.weight = torch.nn.Parameter(torch.tensor(values))
+    return module
+
+
+def start(folder, module, **changes):
+    return Run(folder, {"m": module}, **{"lr": 0.01, "steps": 6, "batch": 8, "seed": 0, **changes})
+
+
+def train(folder, data=None, **changes):
+    """Train the small network to be the sine; return its weights as one vector."""
+    network = make_network()
+    run = start(folder, network, **changes)
+    for _, x in run.steps(data or Numbers()):
+        run.update((network(x) - torch.sin(x)).square().mean())
+    run.finish()
+    return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+
+def read_log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+# ---- learning rate
+
+
+@pytest.mark.parametrize(
+    "step, constant, cosine",  # lr 1, 12 steps, 2 of warm-up; cosine: (1 + cos(pi (step - 2) / 10)) / 2
+    [
+        (0, 0.5, 0.5),
+        (1, 1.0, 1.0),
+        (2, 1.0, 1.0),
+        (7, 1.0, 0.5),  # half-way: cos(pi / 2) = 0
+        (11, 1.0, (1 - math.sqrt(10 + 2 * math.sqrt(5)) / 4) / 2),  # cos(9 pi / 10) = -sqrt(10 + 2 sqrt 5) / 4
+    ],
+)
+def test_learning_rate(step, constant, cosine):
+    assert learning_rate(step, 1.0, 12, warmup=2) == constant
+    assert learning_rate(step, 1.0, 12, warmup=2, schedule="cosine") == pytest.approx(cosine, abs=1e-15)
+
+
+def test_the_run_uses_the_learning_rate_of_its_step(tmp_path):
+    """With gradient 1 throughout and no decay, AdamW moves by exactly lr (its moments are 1 after bias correction)."""
+    module = make_weight(0.0)
+    run = start(tmp_path, module, lr=0.1, steps=4, warmup=2, schedule="cosine", weight_decay=0.0, log_every=1, batch=1)
+    places = [0.0]
+    for _ in run.steps(Numbers()):
+        run.update(module.weight.sum())
+        places.append(module.weight.item())
+    rates = [0.05, 0.1, 0.1, 0.05]
+    moves = [before - after for before, after in pairwise(places)]
+    assert moves == pytest.approx(rates, rel=1e-5)  # float32, and AdamW's 1e-8 in the denominator
+    assert [line["lr"] for line in read_log(tmp_path)] == pytest.approx(rates, rel=1e-12)
+
+
+# ---- one step
+
+
+def test_gradients_are_clipped_by_their_norm(tmp_path):
+    """Gradient (3, 4), norm 5, clipped to 2: (1.2, 1.6); AdamW's first moment after one step is a tenth of it."""
+    for clip, moment in [(2.0, [0.12, 0.16]), (None, [0.3, 0.4]), (7.0, [0.3, 0.4])]:
+        folder, module = tmp_path / str(clip), make_weight(0.0, 0.0)
+        run = start(folder, module, clip=clip, steps=1)
+        for _ in run.steps(Numbers()):
+            run.update((module.weight * torch.tensor([3.0, 4.0])).sum())
+        first = run.optimizer.state[module.weight]["exp_avg"]
+        assert first.tolist() == pytest.approx(moment, rel=1e-6)  # clip_grad_norm_ adds 1e-6 to the norm
+        assert read_log(folder)[0]["gradient_norm"] == pytest.approx(5.0)  # before clipping
+
+
+def test_weight_decay_is_decoupled(tmp_path):
+    module = make_weight(2.0)
+    run = start(tmp_path, module, lr=0.1, weight_decay=0.5, steps=1)
+    for _ in run.steps(Numbers()):
+        run.update(module.weight.sum())
+    assert module.weight.item() == pytest.approx(2 * (1 - 0.1 * 0.5) - 0.1, rel=1e-6)  # AdamW, 1711.05101, Alg. 2
+
+
+def test_two_halves_are_one_batch(tmp_path):
+    """Sums in another order: relative error about 1e-6 in a gradient, times lr 0.01 for each of 6 steps."""
+    whole, halves = train(tmp_path / "1"), train(tmp_path / "2", accumulate=2)
+    torch.testing.assert_close(whole, halves, rtol=0, atol=1e-6)
+    losses = [[line["loss"] for line in read_log(tmp_path / name)] for name in "12"]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_average_against_its_closed_form(tmp_path):
+    """ema_n = sum_k w_k (1 - d_k) d_{k+1} .. d_n with d_0 = 0: what the recursion adds up to, in float64."""
+    module = make_weight(1.0, -2.0)
+    run = start(tmp_path, module, ema=0.3, steps=5, lr=0.1)
+    weights = [module.weight.detach().double()]
+    for step, _ in run.steps(Numbers()):
+        run.update(((module.weight - step) ** 2).sum())
+        weights.append(module.weight.detach().double())
+    decays = [0.0, 2 / 11, 3 / 12, 0.3, 0.3, 0.3]  # 4/13 > 0.3
+    assert [ema_decay(n, 0.3) for n in range(1, 6)] == decays[1:]
+    expected = sum(weights[k] * (1 - decays[k]) * math.prod(decays[k + 1 :]) for k in range(6))
+    raw = module.weight.detach().clone()
+    with run.ema_weights():
+        torch.testing.assert_close(module.weight.double(), expected, rtol=1e-6, atol=0)  # a few float32 roundings
+    assert torch.equal(module.weight, raw)
+    run.finish()
+    torch.testing.assert_close(module.weight.double(), expected, rtol=1e-6, atol=0)
+    with run.ema_weights():  # nothing left to swap
+        torch.testing.assert_close(module.weight.double(), expected, rtol=1e-6, atol=0)
+
+
+def test_averaged_weights_go_back_after_an_error(tmp_path):
+    module = make_weight(1.0)
+    run = start(tmp_path, module, ema=0.9, steps=1)
+    for _ in run.steps(Numbers()):
+        run.update(module.weight.sum())
+    raw = module.weight.item()
+    with pytest.raises(ValueError), run.ema_weights():
+        raise ValueError
+    assert module.weight.item() == raw
+
+
+def test_bfloat16_computes_and_float32_remembers(tmp_path):
+    network = make_network()
+    run = start(tmp_path, network, precision="bf16", steps=1)
+    for _, x in run.steps(Numbers()):
+        with run.autocast():
+            out = network(x)
+        assert out.dtype == torch.bfloat16
+        run.update(out.square().mean())
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    with start(tmp_path / "plain", network).autocast():
+        assert network(torch.ones(1, 1)).dtype == torch.float32
+
+
+# ---- order and draws
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_working_ahead_changes_nothing(tmp_path, workers):
+    one = train(tmp_path / "1", Numbers(noise=0.3), workers=1, accumulate=2)
+    other = train(tmp_path / "2", Numbers(noise=0.3, wait=0.004), workers=workers, accumulate=2)
+    assert torch.equal(one, other)
+
+
+def test_each_step_has_its_own_draws_and_the_seed_makes_them(tmp_path):
+    def draw(folder, seed):
+        run = start(folder, module := make_weight(1.0), seed=seed, steps=3)
+        draws = []
+        for _, batch in run.steps(Numbers(noise=1.0)):
+            draws.append((torch.randn(1, generator=run.rng).item(), batch.sum().item()))
+            run.update(module.weight.sum())
+        return draws
+
+    first = draw(tmp_path / "1", 0)
+    assert len(set(first)) == 3
+    assert draw(tmp_path / "2", 0) == first
+    assert not set(draw(tmp_path / "3", 1)) & set(first)
+
+
+def test_the_parts_of_a_step_are_its_batch(tmp_path):
+    run = start(tmp_path, module := make_weight(1.0), steps=5, batch=4, accumulate=2)
+    seen = []
+    for step, batch in run.steps(Numbers(samples=10)):
+        seen.append((step, [round(10 * x) for x in batch.flatten().tolist()]))
+        run.update(module.weight.sum())
+    assert [step for step, _ in seen] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    numbers = [number for _, batch in seen for number in batch]
+    assert sorted(numbers[:10]) == sorted(numbers[10:]) == list(range(10))  # 20 samples: two epochs
+
+
+# ---- log
+
+
+def test_the_log_holds_means_since_its_last_line(tmp_path):
+    module = make_weight(0.0)
+    run = start(tmp_path, module, steps=5, log_every=2)
+    for step, _ in run.steps(Numbers()):
+        extra = {"always": float(step), "tensor": module.weight.sum() * 0 + step, "never": None}
+        rare = 7.0 if step == 1 else math.nan
+        run.update(module.weight.sum() * 0 + 2.0**step, rare=rare, **extra)
+    lines = read_log(tmp_path)
+    assert [line["step"] for line in lines] == [1, 3, 4]  # and the last step
+    assert [line["loss"] for line in lines] == [1.5, 6.0, 16.0]
+    assert [line["always"] for line in lines] == [line["tensor"] for line in lines] == [0.5, 2.5, 4.0]
+    assert [line.get("rare") for line in lines] == [7.0, None, None]
+    assert not any("never" in line for line in lines)
+    assert all(line["gradient_norm"] == 0 and line["images_per_second"] > 0 for line in lines)
+
+
+def test_due_once_every_n_steps(tmp_path):
+    run = start(tmp_path, module := make_weight(1.0), steps=7, batch=2, accumulate=2)
+    before, after, never = [], [], []
+    for step, _ in run.steps(Numbers()):
+        before += [step] * run.due(3)
+        never += [step] * run.due(0)
+        run.update(module.weight.sum())
+        after += [step] * run.due(3)
+    assert before == after == [2, 5] and never == []
+
+
+# ---- guards
+
+
+def bad_loss(kind, weight):
+    """Return a loss whose value, or whose gradient alone, is not finite."""
+    if kind == "loss":
+        return weight.sum() + math.inf
+    return (weight * 0).sqrt().sum()  # 0, with gradient 0 times infinity
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_a_number_that_is_not_finite_stops_before_step_and_save(tmp_path, kind):
+    module = make_weight(1.0, 2.0)
+    run = start(tmp_path, module, save_every=2, log_every=1, ema=0.5)
+    with pytest.raises(InputError) as raised:
+        for step, _ in run.steps(Numbers()):
+            if step == 4:
+                good, saved = module.weight.detach().clone(), (tmp_path / "state.pt").read_bytes()
+            run.update(bad_loss(kind, module.weight) if step == 4 else module.weight.square().sum())
+    assert "at step 4" in str(raised.value) and "\n" not in str(raised.value)
+    assert str(raised.value).startswith(f"{tmp_path}: loss ")
+    assert torch.equal(module.weight, good)
+    assert (tmp_path / "state.pt").read_bytes() == saved
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["step"] == 4 and torch.equal(state["weights"]["m.weight"], good)
+    assert [line["step"] for line in read_log(tmp_path)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"steps": 0}, "steps, log_every and save_every must be at least 1"),
+        ({"save_every": 0}, "steps, log_every and save_every must be at least 1"),
+        ({"lr": 0.0}, "lr must be above 0"),
+        ({"batch": 8, "accumulate": 3}, "batch must be a multiple of accumulate x processes = 3"),
+        ({"batch": 0}, "batch and accumulate must be at least 1"),
+        ({"accumulate": 0}, "batch and accumulate must be at least 1"),
+        ({"warmup": 6}, "warmup must be from 0 to steps - 1"),
+        ({"clip": -1.0}, "clip must be none or above 0"),
+        ({"ema": 1.0}, "ema must be none or between 0 and 1"),
+        ({"schedule": "linear"}, "schedule must be constant or cosine"),
+        ({"precision": "fp16"}, "precision must be float32 or bf16"),
+    ],
+)
+def test_settings_that_make_no_sense(tmp_path, changes, words):
+    with pytest.raises(InputError, match=words):
+        start(tmp_path / "run", make_weight(1.0), **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_to_train_on_leaves_the_folder_free(tmp_path):
+    with pytest.raises(InputError, match="the training set is empty"):
+        next(start(tmp_path, make_weight(1.0)).steps(Numbers(samples=0)))
+    start(tmp_path, make_weight(1.0))  # no "already holds a run"
+
+
+def test_a_forgotten_update_is_found(tmp_path):
+    with pytest.raises(RuntimeError, match="must call run"):
+        for _ in start(tmp_path, make_weight(1.0)).steps(Numbers()):
+            pass
+
+
+def test_only_what_is_trained_is_kept(tmp_path):
+    network = make_network()
+    network[0].requires_grad_(False)
+    frozen = network[0].weight.clone()
+    run = start(tmp_path / "1", network, steps=1)
+    for _, x in run.steps(Numbers()):
+        run.update(network(x).mean())
+    state = torch.load(tmp_path / "1" / "state.pt", weights_only=True)
+    assert list(state["weights"]) == ["m.2.weight", "m.2.bias"]
+    assert torch.equal(network[0].weight, frozen)
+    assert list(start(tmp_path / "2", network, parameters=[network[2].bias]).named) == ["m.2.bias"]
+    for wrong in ([], [torch.nn.Parameter(torch.ones(1))], [network[0].bias]):  # none, foreign, frozen
+        with pytest.raises(ValueError, match="trained parameters"):
+            start(tmp_path / "3", network, parameters=wrong)

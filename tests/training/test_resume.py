@@ -1,0 +1,181 @@
+"""A run that was stopped and goes on equals one that was not, bit for bit (test_processes.py kills real ones)."""
+
+import json
+
+import pytest
+import torch
+
+from emit.errors import InputError
+from emit.training.loop import Run
+
+SETTINGS = {"lr": 0.02, "steps": 6, "batch": 4, "seed": 5, "ema": 0.9, "warmup": 2, "schedule": "cosine"}
+SETTINGS |= {"log_every": 2, "save_every": 3}
+VARIANTS = [{}, {"accumulate": 2}, {"precision": "bf16"}, {"workers": 3}, {"log_every": 1}]
+
+
+class Stop(Exception):
+    """Stands for a crash."""
+
+
+class Points:
+    """Sample i is a point of the plane, moved by a draw."""
+
+    def __init__(self, samples=7):
+        self.samples = samples
+
+    def __len__(self):
+        return self.samples
+
+    def batch(self, indices, rng):
+        angle = torch.tensor(indices, dtype=torch.float32)[:, None]
+        return torch.cat([angle.sin(), angle.cos()], 1) + 0.1 * torch.randn(len(indices), 2, generator=rng)
+
+
+def make_network():
+    """Return a network with a buffer that training moves (the batch norm's)."""
+    layers = torch.nn.Linear(2, 5), torch.nn.BatchNorm1d(5), torch.nn.Tanh(), torch.nn.Linear(5, 2)
+    network = torch.nn.Sequential(*layers)
+    rng = torch.Generator().manual_seed(2)
+    for parameter in network.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=rng)
+    return network
+
+
+def train(folder, stop=None, data=None, **changes):
+    """Learn to remove noise; raise Stop in the body of step `stop`. Return the run and the steps it made."""
+    network = make_network()
+    run = Run(folder, {"network": network}, **{**SETTINGS, **changes})
+    made = []
+    for step, points in run.steps(data or Points()):
+        if step == stop:
+            raise Stop
+        noise = torch.randn(points.shape, generator=run.rng)
+        with run.autocast():
+            loss = (network(points + noise) - noise).square().mean()
+        run.update(loss, noise=noise.square().mean())
+        made.append(step)
+    return run, made
+
+
+def read_log(folder):
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("images_per_second")  # time is not part of the promise
+    return lines
+
+
+def assert_same_run(one, other):
+    """Require equal weights, buffers, averages, optimiser states (bit for bit) and logs."""
+    first, second = (run.modules["network"].state_dict() for run in (one, other))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert all(torch.equal(a, b) for a, b in zip(one.ema, other.ema, strict=True))
+    for a, b in zip(one.parameters, other.parameters, strict=True):
+        states = one.optimizer.state[a], other.optimizer.state[b]
+        assert set(states[0]) == {"step", "exp_avg", "exp_avg_sq"}
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert read_log(one.folder) == read_log(other.folder)
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+@pytest.mark.parametrize("stop", [2, 3, 5])  # before the first state.pt, right after it, with steps to be made again
+def test_six_steps_are_three_a_stop_and_three(tmp_path, stop, changes):
+    whole, _ = train(tmp_path / "whole", **changes)
+    with pytest.raises(Stop):
+        train(tmp_path / "broken", stop=stop, **changes)
+    resumed, made = train(tmp_path / "broken", resume=True, **changes)
+    assert sorted(set(made)) == list(range(3 if stop >= 3 else 0, 6))
+    assert_same_run(whole, resumed)
+
+
+def test_a_half_written_line_of_the_log_goes(tmp_path):
+    whole, _ = train(tmp_path / "whole", log_every=1)
+    with pytest.raises(Stop):
+        train(tmp_path / "broken", stop=5, log_every=1)
+    with open(tmp_path / "broken" / "log.jsonl", "a") as log:
+        log.write('{"step": 5, "lo')
+    assert_same_run(whole, train(tmp_path / "broken", resume=True, log_every=1)[0])
+    assert [line["step"] for line in read_log(tmp_path / "broken")] == list(range(6))
+
+
+def test_a_finished_run_is_loaded_and_makes_no_step(tmp_path):
+    whole, _ = train(tmp_path)
+    again, made = train(tmp_path, resume=True)
+    assert made == []
+    assert_same_run(whole, again)
+    average = [tensor.clone() for tensor in again.ema]
+    again.finish()
+    assert all(torch.equal(a, b) for a, b in zip(average, again.parameters, strict=True))
+
+
+def test_resume_in_an_empty_folder_starts(tmp_path):
+    assert_same_run(train(tmp_path / "1")[0], train(tmp_path / "2", resume=True)[0])
+
+
+@pytest.mark.parametrize("stop", [2, 5, None])  # only a log, a log and a state, finished
+def test_a_used_folder_needs_resume(tmp_path, stop):
+    if stop is None:
+        train(tmp_path)
+    else:
+        with pytest.raises(Stop):
+            train(tmp_path, stop=stop)
+    before = (tmp_path / "log.jsonl").read_bytes()
+    with pytest.raises(InputError, match="already holds a run; go on with --resume or choose another folder"):
+        train(tmp_path)
+    assert (tmp_path / "log.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lr": 0.01},
+        {"steps": 9},  # the cosine reaches zero later
+        {"batch": 2},
+        {"seed": 6},
+        {"ema": None},
+        {"ema": 0.99},
+        {"warmup": 1},
+        {"schedule": "constant"},
+        {"clip": None},
+        {"accumulate": 2},
+        {"precision": "bf16"},
+        {"weight_decay": 0.1},
+        {"shuffle": False},
+    ],
+    ids=str,
+)
+def test_another_setting_is_another_run(tmp_path, changes):
+    train(tmp_path, steps=6)
+    saved = (tmp_path / "state.pt").read_bytes(), (tmp_path / "log.jsonl").read_bytes()
+    (name,) = changes
+    with pytest.raises(InputError, match=rf"state.pt: {name} was .* and is now .*; resume with the first"):
+        train(tmp_path, resume=True, **changes)
+    assert ((tmp_path / "state.pt").read_bytes(), (tmp_path / "log.jsonl").read_bytes()) == saved
+
+
+def test_a_constant_rate_may_go_on_for_longer(tmp_path):
+    whole, _ = train(tmp_path / "whole", steps=9, schedule="constant")
+    train(tmp_path / "longer", steps=6, schedule="constant")
+    assert_same_run(whole, train(tmp_path / "longer", steps=9, schedule="constant", resume=True)[0])
+
+
+def test_other_data_is_another_run(tmp_path):
+    train(tmp_path)
+    with pytest.raises(InputError, match="began on 7 samples and there are now 8"):
+        train(tmp_path, data=Points(8), resume=True)
+
+
+def test_another_model_or_a_damaged_state_is_refused(tmp_path):
+    train(tmp_path)
+    for other in (torch.nn.Linear(2, 5), torch.nn.Sequential(torch.nn.Linear(2, 5))):
+        with pytest.raises(InputError, match="holds another model's weights"):
+            Run(tmp_path, {"network": other}, resume=True, **SETTINGS)
+    (tmp_path / "state.pt").write_bytes(b"nonsense")
+    with pytest.raises(InputError, match="is no state of a run or is damaged"):
+        train(tmp_path, resume=True)
+
+
+def test_the_state_holds_tensors_and_plain_numbers(tmp_path):
+    train(tmp_path)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)  # refuses everything else
+    assert state["step"] == 6 and state["samples"] == 7
+    assert [len(state[part]) for part in ("weights", "buffers", "ema")] == [6, 3, 6]

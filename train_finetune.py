@@ -1,0 +1,111 @@
+"""Stage 2: the ControlNet on one segmentation set, once per fold, on that fold's training cases alone.
+
+The hint is the HED edge with the contour of the mask merged in, so that the generated anatomy follows the mask.
+Writes splits.json and fold<k>/controlnet.safetensors (the public `control_model.*` layout).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from emit import errors
+from emit.data.cache import Memo, Pictures
+from emit.data.edges import make_hint
+from emit.data.geometry import random_warp
+from emit.data.splits import select, write_splits
+from emit.diffusion.objective import loss_by_quartile
+from emit.ledger import record
+from emit.model import EmitDiff, drop_captions, find_edges, load_hed
+from emit.probes import condition_losses, save_samples
+from emit.seeds import generator
+from emit.training.config import parse, save_config, setting
+from emit.training.dataset import DataSettings, choose_folds, open_data
+from emit.training.loop import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(DataSettings):
+    """Stage 2 of EMIT-Diff: fine-tuning. A model and a labelled set in, one ControlNet per fold out."""
+
+    model: Path = setting(source="[choice] stage 1's", help="model.safetensors of stage 1, or Stable Diffusion")
+    controlnet: Path | None = setting(None, "[choice] in --model", help="a ControlNet file of its own to start from")
+    hed: Path = setting(source="[choice] stage 1's", help="HED weights")
+    out: Path = setting(source="[choice] your folder", help="the run folder, new or with --resume")
+    fold: str = setting("all", "[paper] one model per fold", help="all, or one fold number")
+    hint: Literal["hed+contour", "hed", "contour", "mask", "box"] = setting("hed+contour", "[paper]", help="edge condition")
+    steps: int = setting(120, "[choice] seconds", paper=5000, help="steps ([paper]: 100 epochs; [authors' code]: 400-1600)")
+    batch: int = setting(16, "[authors' code]; [paper] says 48", paper=32, help="images per step")
+    lr: float = setting(3e-4, "[paper]", paper=1e-6, help="learning rate of AdamW")
+    caption_dropout: float = setting(0.1, "[choice] guidance needs an unconditional model", help="share of empty prompts")
+    degrees: float = setting(20.0, "[authors' code]", help="rotation U(-degrees, degrees), image, edge and mask together")
+    window_low: float = setting(0.75, "[authors' code]", help="smallest centre crop, as a share of the side")
+    window_high: float = setting(1.05, "[authors' code]", help="largest, above 1 pads")
+    ema: float = setting(0.98, "[choice] few steps", paper=0.0, help="decay of the weight average (0: none)")
+    warmup: int = setting(10, "[choice] stable start", help="steps of linear warm-up")
+    accumulate: int = setting(1, "[choice] memory", paper=4, help="forward passes per step")
+    precision: Literal["float32", "bf16"] = setting("float32", "[authors' code]", help="of the forward passes")
+    device: str = setting("cpu", "[choice] demo machine", paper="cuda", help="torch device")
+    log_every: int = setting(20, "[choice] readable log", paper=100, help="steps between log lines")
+    probe_every: int = setting(0, "[choice] at the end alone", paper=500, help="steps between losses with wrong conditions")
+    save_every: int = setting(500, "[choice] minutes lost at most", help="steps between checkpoints")
+    resume: bool = setting(False, "[choice] explicit", help="go on with the run in --out", may_change=True)
+
+
+def train_fold(model, hed, cases, classes, settings, folder):
+    """Fine-tune the model's ControlNet on the cases; return the losses with right and wrong conditions at the end."""
+    pictures = Pictures(cases, settings.size)
+    edges = Memo(lambda indices: find_edges(hed, pictures.image(indices)))
+    model.requires_grad_(False)
+    model.controlnet.requires_grad_(True)
+    options = {name: getattr(settings, name) for name in ("steps", "batch", "lr", "seed", "warmup", "accumulate")}
+    options |= {name: getattr(settings, name) for name in ("precision", "log_every", "save_every", "resume")}
+    run = Run(folder, {"controlnet": model.controlnet}, ema=settings.ema or None, name=folder.name, **options)
+
+    def load(indices, rng):
+        window = (settings.window_low, settings.window_high)
+        image, mask = pictures.image(indices), pictures.mask(indices)
+        image, edge, mask = random_warp(image, edges(indices), mask, rng, settings.degrees, window)
+        hint = make_hint(settings.hint, mask, edge, len(classes)).to(run.device)
+        with torch.no_grad():
+            posterior = model.vae.encode(image.expand(-1, 3, -1, -1).to(run.device))
+        z_0 = posterior.sample(torch.randn(posterior.mean.shape, generator=rng).to(run.device))
+        return z_0, pictures.prompts(indices), hint
+
+    fixed = load(list(range(min(len(pictures), 32))), generator(settings.seed, "probe"))
+    for _, indices in run.steps(pictures):
+        z_0, prompts, hint = load(indices, run.rng)
+        prompts = drop_captions(prompts, settings.caption_dropout, run.rng)
+        t, eps = model.draw(z_0, run.rng)
+        with run.autocast():
+            loss = model.losses(z_0, t, eps, prompts, hint)
+        probes = condition_losses(model, *fixed, generator(settings.seed, "probe t")) if run.due(settings.probe_every) else {}
+        run.update(loss.mean(), **loss_by_quartile(loss.detach(), t, model.schedule.T), **probes)
+    run.finish()
+    hints = Memo(lambda i: make_hint(settings.hint, pictures.mask(i), edges(i), len(classes)))
+    save_samples(model, pictures, hints, folder / "samples.png", settings.seed)
+    return condition_losses(model, *fixed, generator(settings.seed, "probe t"))
+
+
+def main():
+    """Fine-tune one ControlNet per fold."""
+    settings = parse(Settings)
+    cases, splits = open_data(settings)
+    folds = choose_folds(settings.fold, splits)
+    hed, hed_header = load_hed(settings.hed)
+    save_config(settings.out, settings, {"model": settings.model, "controlnet": settings.controlnet, "hed": settings.hed})
+    write_splits(settings.out / "splits.json", splits)
+    for fold in folds:
+        model, headers = EmitDiff.load(settings.model, settings.controlnet)
+        model.to(settings.device), hed.to(settings.device)
+        training = select(cases.cases, splits[fold].train)
+        folder = settings.out / f"fold{fold}"
+        losses = train_fold(model, hed, training, cases.classes, settings, folder)
+        header = record(f"fine-tuning, fold {fold}", training, [hed_header, *headers])
+        model.save(folder / "controlnet.safetensors", header | {"losses": losses}, ["controlnet"])
+        print(f"{folder}: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
+
+
+if __name__ == "__main__":
+    errors.run(main)

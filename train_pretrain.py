@@ -1,0 +1,186 @@
+"""Stage 1: autoencoder, HED, text-conditioned UNet, and the ControlNet on the frozen UNet.
+
+Each part is skipped when its weights are given: with --weights (Stable Diffusion) and --hed only the ControlNet is
+trained, as in the paper. Writes model.safetensors (original Stable Diffusion layout) and hed.safetensors.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from emit import checkpoints, errors
+from emit.data.cache import Memo, Pictures
+from emit.data.cases import read_cases
+from emit.data.edges import make_hint
+from emit.data.geometry import LINEAR, fit
+from emit.data.images import decode
+from emit.diffusion.objective import loss_by_quartile
+from emit.ledger import record
+from emit.model import DEMO, DEMO_HED, EmitDiff, drop_captions, find_edges, load_hed
+from emit.networks.hed import HED, class_balanced_loss
+from emit.probes import save_samples
+from emit.training.config import parse, save_config, setting
+from emit.training.loop import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Stage 1 of EMIT-Diff: pre-training. Images in, model.safetensors and hed.safetensors out."""
+
+    data: Path = setting(source="[choice] your folder", help="pre-training images, RadImageNet tree")
+    out: Path = setting(source="[choice] your folder", help="the run folder, new or with --resume")
+    boundaries: Path | None = setting(None, "[choice] HED is trained from these", help="same tree, boundary pictures")
+    weights: Path | None = setting(None, "[choice] demo trains all", help="Stable Diffusion file or folder; skips VAE, UNet")
+    hed: Path | None = setting(None, "[choice] demo trains it", help="HED weights; skips its training")
+    size: int = setting(64, "[authors' code]", paper=256, help="side of the square images in pixels")
+    seed: int = setting(0, "[choice] any number", help="seed of initialisation, order and draws")
+
+    vae_steps: int = setting(320, "[choice] two minutes on two cores", paper=0, help="autoencoder steps")
+    vae_batch: int = setting(16, "[choice] as above", help="autoencoder batch")
+    vae_lr: float = setting(2e-3, "[choice] small network, few steps", help="autoencoder learning rate")
+    kl_weight: float = setting(1e-6, "[SD 1.5] 2112.10752, appendix G", help="weight of the KL term")
+    hed_steps: int = setting(120, "[choice] half a minute", paper=0, help="HED steps")
+    hed_batch: int = setting(16, "[choice] as above", help="HED batch")
+    hed_lr: float = setting(3e-3, "[choice] from scratch", help="HED learning rate")
+    unet_steps: int = setting(700, "[choice] three minutes", paper=0, help="UNet steps")
+    unet_batch: int = setting(32, "[choice] as above", help="UNet batch")
+    unet_lr: float = setting(1e-3, "[choice] small network, few steps", help="UNet learning rate")
+    control_steps: int = setting(300, "[choice] a minute and a half", paper=100_000, help="ControlNet steps")
+    control_batch: int = setting(32, "[authors' code] 48 x 4; [paper] says 384", paper=192, help="ControlNet batch")
+    control_lr: float = setting(1e-3, "[paper]", paper=1e-5, help="ControlNet learning rate")
+    caption_dropout: float = setting(0.1, "[choice] guidance needs an unconditional model", help="share of empty prompts")
+    ema: float = setting(0.99, "[choice] few steps", paper=0.0, help="decay of the weight average (0: none)")
+    warmup: int = setting(20, "[choice] stable start", help="steps of linear warm-up")
+    accumulate: int = setting(1, "[choice] memory", paper=4, help="forward passes per step of UNet and ControlNet")
+    precision: Literal["float32", "bf16"] = setting("float32", "[authors' code]", help="of the forward passes")
+    device: str = setting("cpu", "[choice]  demo machine", paper="cuda", help="torch device")
+    log_every: int = setting(20, "[choice] readable log", paper=100, help="steps between log lines")
+    save_every: int = setting(500, "[choice] minutes lost at most", paper=1000, help="steps between checkpoints")
+    sample_every: int = setting(0, "[choice] at the end alone", paper=2000, help="steps between sample grids (0: at the end)")
+    resume: bool = setting(False, "[choice] explicit", help="go on with the run in --out", may_change=True)
+
+
+def open_run(settings, part, modules, steps, batch, lr, **options):
+    """Start one part's run in its own folder under the run folder."""
+    return Run(
+        settings.out / part,
+        modules,
+        steps=steps,
+        batch=batch,
+        lr=lr,
+        seed=settings.seed,
+        ema=settings.ema or None,
+        warmup=settings.warmup,
+        schedule="cosine",
+        precision=settings.precision,
+        log_every=settings.log_every,
+        save_every=settings.save_every,
+        resume=settings.resume,
+        name=part,
+        **options,
+    )
+
+
+def train_autoencoder(model, pictures, settings):
+    """Reconstruction (L1) + KL; then measure the latent scale 1 / std(z) and keep it in the autoencoder."""
+    vae = model.vae
+    run = open_run(settings, "vae", {"vae": vae}, settings.vae_steps, settings.vae_batch, settings.vae_lr)
+    for _, indices in run.steps(pictures):
+        image = pictures.image(indices).expand(-1, 3, -1, -1).to(run.device)
+        with run.autocast():
+            posterior = vae.encode(image)
+            noise = torch.randn(posterior.mean.shape, generator=run.rng).to(run.device)
+            reconstruction = vae.decode(posterior.sample(noise))
+        l1 = (reconstruction.float() - image).abs().mean()
+        kl = posterior.kl().mean() / image[0].numel()
+        run.update(l1 + settings.kl_weight * kl, l1=l1.detach(), kl=kl.detach())
+    run.finish()
+    vae.scale = measure_scale(vae, pictures, run.device)
+
+
+@torch.no_grad()
+def measure_scale(vae, pictures, device, count=256):
+    """Return the factor that gives the latents of (at most `count`) images unit standard deviation."""
+    vae.scale = 1.0
+    chosen = range(0, len(pictures), max(1, len(pictures) // count))
+    means = [vae.encode(pictures.image([i]).expand(-1, 3, -1, -1).to(device)).mean for i in chosen]
+    return 1.0 / torch.cat(means).std().item()
+
+
+def train_hed(hed, pictures, settings):
+    """Class-balanced deep supervision from boundary pictures, which lie in the same tree under --boundaries."""
+
+    def read_boundaries(indices):
+        paths = [settings.boundaries / Path(pictures.cases[i].path).relative_to(settings.data) for i in indices]
+        missing = [path for path in paths if not path.exists()]
+        if missing:
+            raise errors.InputError(f"{missing[0]}: missing; --boundaries needs one picture for each image of --data")
+        return torch.stack([fit(decode(path) / 255, settings.size, LINEAR, 0.0)[None].float() for path in paths])
+
+    boundaries = Memo(read_boundaries)
+    run = open_run(settings, "hed", {"hed": hed}, settings.hed_steps, settings.hed_batch, settings.hed_lr)
+    for _, indices in run.steps(pictures):
+        image = pictures.image(indices).expand(-1, 3, -1, -1).to(run.device)
+        with run.autocast():
+            logits = hed.logits(image)
+        run.update(class_balanced_loss(logits, boundaries(indices).to(run.device)))
+    run.finish()
+
+
+def train_diffusion(model, part, pictures, latents, hints, settings):
+    """Train the UNet with the text encoder (part "unet", no hints) or the ControlNet with all else frozen."""
+    is_unet = part == "unet"
+    trained = {"unet": model.unet, "text": model.text} if is_unet else {"controlnet": model.controlnet}
+    if not is_unet:
+        model.vae.requires_grad_(False), model.text.requires_grad_(False), model.unet.requires_grad_(False)
+    steps, batch, lr = (getattr(settings, f"{'unet' if is_unet else 'control'}_{name}") for name in ("steps", "batch", "lr"))
+    run = open_run(settings, part, trained, steps, batch, lr, accumulate=settings.accumulate)
+    for _, indices in run.steps(pictures):
+        z_0 = latents(indices, run.rng)
+        prompts = drop_captions(pictures.prompts(indices), settings.caption_dropout, run.rng)
+        t, eps = model.draw(z_0, run.rng)
+        with run.autocast():
+            loss = model.losses(z_0, t, eps, prompts, None if is_unet else hints(indices).to(run.device))
+        run.update(loss.mean(), **loss_by_quartile(loss.detach(), t, model.schedule.T))
+        if run.due(settings.sample_every):
+            with run.ema_weights():
+                save_samples(model, pictures, hints, settings.out / "samples" / f"{part}_{run.done:06d}.png", settings.seed)
+    run.finish()
+
+
+def main():
+    """Train what is not given, then write the model, HED and sample grids."""
+    settings = parse(Settings)
+    cases = read_cases(settings.data, layout="radimagenet").cases
+    if settings.hed is None and settings.boundaries is None:
+        raise errors.InputError("--hed: is required where there are no --boundaries to train HED from; give either")
+    save_config(settings.out, settings, {"weights": settings.weights, "hed": settings.hed})
+    torch.manual_seed(settings.seed)  # of the initial weights; every later draw has its own generator
+    pictures = Pictures(cases, settings.size)
+
+    if settings.hed is None:
+        hed, hed_header = HED(DEMO_HED).to(settings.device), record("hed", cases)
+        train_hed(hed, pictures, settings)
+        checkpoints.write_single(settings.out / "hed.safetensors", {"hed": hed.state_dict()}, hed_header)
+    else:
+        hed, hed_header = load_hed(settings.hed)
+    if settings.weights is None:
+        model, headers = EmitDiff(DEMO), []
+        train_autoencoder(model, pictures, settings)
+    else:
+        model, headers = EmitDiff.load(settings.weights)
+    model.to(settings.device), hed.to(settings.device)
+    latents = model.latent_memo(pictures)
+    hints = Memo(lambda indices: make_hint("hed", None, find_edges(hed, pictures.image(indices)), 2))
+    if settings.weights is None:
+        train_diffusion(model, "unet", pictures, latents, hints, settings)
+        model.controlnet.copy_encoder(model.unet)
+    train_diffusion(model, "controlnet", pictures, latents, hints, settings)
+    model.save(settings.out / "model.safetensors", record("pre-training", cases, [hed_header, *headers]))
+    save_samples(model, pictures, hints, settings.out / "samples" / "final.png", settings.seed)
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,206 @@
+"""Stage 3: segmenters on every arm, cross-validated: same steps, same images per step, one code path.
+
+Every fold has a training, a validation and a test part; the weights are chosen on validation and the test part is read
+once. Cases are scored on their native grid against the original mask, volumes as a whole.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from emit import errors
+from emit.arms import ARMS, CLASSICAL, Generated, choose_arms
+from emit.data.augment import augment
+from emit.data.cache import Pictures
+from emit.data.geometry import unfit
+from emit.data.splits import select, write_splits
+from emit.evaluation.metrics import score_case, score_overlap
+from emit.evaluation.report import write_report
+from emit.files import write_atomic
+from emit.networks.segmenter import Segmenter, SegmenterConfig, dice_ce_loss
+from emit.seeds import seed_from
+from emit.training.config import parse, save_config, setting
+from emit.training.dataset import DataSettings, open_data
+from emit.training.loop import Run
+
+COMPAT = ("select_on_test", "no_shuffle", "fake_pixel", "mix_logits")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(DataSettings):
+    """Stage 3 of EMIT-Diff: the comparison. A labelled set and generated images in; table, statistics and figures out."""
+
+    generated: Path | None = setting(None, "[choice] none: real arms only", help="output folder of emit.generate")
+    out: Path = setting(source="[choice] your folder", help="the run folder, new or with --resume")
+    arms: tuple[str, ...] = setting(("all",), "[paper]", help="all, paper, or names: " + ", ".join(ARMS))
+    seeds: int = setting(1, "[choice] the demo's minutes", paper=3, help="repetitions with other weights, order and draws")
+    variant: Literal["attention", "plain", "residual"] = setting("attention", "[paper]", help="kind of U-Net")
+    channels: tuple[int, ...] = setting((8, 16, 32, 64), "[authors' code]", paper=(16, 32, 64, 128, 128, 256), help="widths")
+    steps: int = setting(200, "[choice] seconds; [paper]: 100 epochs", paper=2000, help="steps, the same in every arm")
+    batch: int = setting(8, "[authors' code]", help="images per step, the same in every arm")
+    lr: float = setting(3e-3, "[authors' code]", paper=1e-3, help="learning rate of AdamW")
+    warmup: int = setting(10, "[choice] stable start", help="steps of linear warm-up")
+    alpha: float = setting(0.6, "[paper]", help="share of real patches (patch merging) or images (mixing)")
+    patches: int = setting(6, "[paper] 384 / 64", help="patches per side; the size is rounded down to divide the image")
+    n: int | None = setting(None, "[paper] all there are", help="generated images used per case")
+    real_cases: int | None = setting(None, "[paper] all there are", help="training cases used per fold, for learning curves")
+    select_every: int = setting(25, "[authors' code] every epoch", paper=100, help="steps between looks at validation")
+    tolerance: float = setting(2.0, "[choice] about a contour's width", help="of NSD, in mm, or pixels without spacing")
+    level: float = setting(0.05, "[choice] convention", help="level of tests and intervals")
+    compat: tuple[str, ...] = setting((), "[authors' code]", help="diffboost, or diffboost:" + "|".join(COMPAT))
+    device: str = setting("cpu", "[choice] demo machine", paper="cuda", help="torch device")
+    resume: bool = setting(False, "[choice] explicit", help="go on with the run in --out", may_change=True)
+
+
+def read_compat(words):
+    """Return the set of published habits that --compat switches on."""
+    names = {name for word in words for name in word.removeprefix("diffboost:").split("|")}
+    names = set(COMPAT) if "diffboost" in names else names
+    if names - set(COMPAT):
+        raise errors.InputError(f"--compat: {min(names - set(COMPAT))} is unknown; choose from {', '.join(COMPAT)}")
+    return names
+
+
+def train_segmenter(arm, parts, generated, classes, settings, compat, folder, seed):
+    """Train one segmenter; return it with the weights that did best on the validation part."""
+    training, validation = (Pictures(part, settings.size) for part in parts[:2])
+    torch.manual_seed(seed)  # of the initial weights
+    network = Segmenter(SegmenterConfig(1, len(classes), settings.channels, variant=settings.variant)).to(settings.device)
+    run = Run(
+        folder,
+        {"segmenter": network},
+        lr=settings.lr,
+        steps=settings.steps,
+        batch=settings.batch,
+        seed=seed,
+        warmup=settings.warmup,
+        schedule="cosine",
+        shuffle="no_shuffle" not in compat,
+        log_every=settings.select_every,
+        save_every=settings.steps,
+        resume=settings.resume,
+        name=f"{folder.parent.name}/{folder.name}",
+    )
+    best, kept = -1.0, None
+    for step, indices in run.steps(training):
+        image, mask = training.image(indices), training.mask(indices)
+        real = arm.real(len(image), settings.size, step / settings.steps, settings, run.rng)
+        other = generated.images([training.cases[i].id for i in indices], run.rng) if arm.needs_generated else image
+        if "mix_logits" in compat:
+            logits, mask = mix_logits(network, arm, image, other, real, mask, run.rng)
+        else:
+            image, mask = augment(torch.where(real, image, other), mask, arm.augmentation, run.rng)
+            logits = network(image.to(run.device))
+        run.update(dice_ce_loss(logits, mask.to(run.device)))
+        if run.due(settings.select_every) or run.done == settings.steps:
+            dice = validate(network, validation, run.device)
+            if dice >= best:
+                best, kept = dice, {name: value.clone() for name, value in network.state_dict().items()}
+    if kept is not None:
+        write_atomic(folder / "best.pt", lambda temporary: torch.save(kept, temporary))
+    network.load_state_dict(torch.load(folder / "best.pt", weights_only=True))
+    return network.eval()
+
+
+def mix_logits(network, arm, image, other, real, mask, rng):
+    """Mix what two forward passes find, as the authors' code does, in place of the inputs; same augmentation for both."""
+    device = next(network.parameters()).device
+    again = rng.clone_state()
+    image, warped = augment(image, mask, arm.augmentation, rng)
+    other, _ = augment(other, mask, arm.augmentation, again)
+    return torch.where(real.to(device), network(image.to(device)), network(other.to(device))), warped
+
+
+@torch.no_grad()
+def validate(network, pictures, device):
+    """Return the mean Dice over the validation cases and classes at training size."""
+    network.eval()
+    scores = []
+    for i in range(len(pictures)):
+        found = network(pictures.image([i]).to(device)).argmax(1)[0].cpu().numpy()
+        mask = pictures.mask([i])[0].numpy()
+        labels = range(1, network.config.classes)
+        scores += [score_overlap(found == label, mask == label)["dice"] for label in labels]
+    network.train()
+    return float(np.mean(scores)) if scores else 0.0
+
+
+@torch.no_grad()
+def predict(network, cases, size, device):
+    """Segment each case on its native grid: {volume or case id: (prediction, target, spacing)}; volumes are stacked."""
+    pictures, found = Pictures(cases, size), {}
+    for i, case in enumerate(cases):
+        target = case.mask
+        logits = unfit(network(pictures.image([i]).to(device))[0].cpu(), target.shape)
+        found.setdefault(case.volume or case.id, []).append((case, logits.argmax(0).numpy(), target))
+    whole = {}
+    for name, slices in found.items():
+        slices.sort(key=lambda entry: entry[0].index)
+        case, prediction, target = slices[0]
+        spacing = case.spacing
+        if case.volume is not None:
+            prediction, target = (np.stack([entry[k] for entry in slices]) for k in (1, 2))
+            spacing = None if spacing is None else (case.thickness, *spacing)
+        whole[name] = prediction, target, spacing
+    return whole
+
+
+def score_fold(network, cases, classes, settings, compat):
+    """Score the test cases: (rows, rows under the fake-pixel policy), one row per case and class."""
+    rows, fake = [], []
+    for name, (prediction, target, spacing) in predict(network, cases, settings.size, settings.device).items():
+        for kept, pixel in ((rows, "fake_pixel" in compat), (fake, True)):
+            scored = score_case(prediction, target, classes, spacing, settings.tolerance, fake_pixel=pixel)
+            kept += [{"case": name, **row} for row in scored]
+    return rows, fake
+
+
+def run_arm(name, fold, seed, cases, split, generated, settings, compat):
+    """Train and score one (arm, fold, seed), or read its scores where a resumed run has them; return its rows."""
+    folder = settings.out / name.replace(" ", "_") / f"fold{fold}_seed{seed}"
+    scores = folder / "scores.json"
+    if scores.exists() and settings.resume:
+        return json.loads(scores.read_text())
+    training, validation, test = (select(cases.cases, ids) for ids in (split.train, split.validation, split.test))
+    training = training[: settings.real_cases]
+    if "select_on_test" in compat:
+        validation = test
+    number = seed_from(settings.seed, "segmenter", fold, seed)  # the same weights and order in every arm
+    parts = (training, validation)
+    network = train_segmenter(ARMS[name], parts, generated, cases.classes, settings, compat, folder, number)
+    rows, fake = score_fold(network, test, cases.classes, settings, compat)
+    where = {"arm": name, "fold": fold, "seed": seed}
+    found = {"rows": [where | row for row in rows], "fake_pixel_rows": [where | row for row in fake]}
+    write_atomic(scores, lambda temporary: temporary.write_text(json.dumps(found)))
+    return found
+
+
+def main():
+    """Train and score every arm on every fold and seed, then write the report."""
+    settings = parse(Settings)
+    compat = read_compat(settings.compat)
+    cases, splits = open_data(settings)
+    names = choose_arms(settings.arms, settings.generated)
+    generated = [None] * len(splits)
+    if settings.generated is not None:
+        generated = [Generated(settings.generated / f"fold{f}", settings.size, settings.n) for f in range(len(splits))]
+        for source, split in zip(generated, splits, strict=True):
+            source.refuse_leaks(select(cases.cases, split.test))
+    save_config(settings.out, settings, {})
+    write_splits(settings.out / "splits.json", splits)
+    rows, fake = [], []
+    for fold, split in enumerate(splits):
+        for seed in range(settings.seeds):
+            for name in names:
+                found = run_arm(name, fold, seed, cases, split, generated[fold], settings, compat)
+                rows += found["rows"]
+                fake += found["fake_pixel_rows"]
+    write_report(settings.out, rows, fake, cases, splits, settings, classical=CLASSICAL)
+
+
+if __name__ == "__main__":
+    errors.run(main)
