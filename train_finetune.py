@@ -34,12 +34,20 @@ class Settings(DataSettings):
     hed: Path = setting(source="[choice] stage 1's", help="HED weights")
     out: Path = setting(source="[choice] your folder", help="the run folder, new or with --resume")
     fold: str = setting("all", "[paper] one model per fold", help="all, or one fold number")
-    hint: Literal["hed+contour", "hed", "contour", "mask", "box"] = setting("hed+contour", "[paper]", help="edge condition")
-    steps: int = setting(120, "[choice] seconds", paper=5000, help="steps ([paper]: 100 epochs; [authors' code]: 400-1600)")
+    hint: Literal["hed+contour", "hed", "contour", "mask", "box"] = setting(
+        "hed+contour", "[paper]", help="edge condition"
+    )
+    steps: int = setting(
+        120, "[choice] seconds", paper=5000, help="steps ([paper]: 100 epochs; [authors' code]: 400-1600)"
+    )
     batch: int = setting(16, "[authors' code]; [paper] says 48", paper=32, help="images per step")
     lr: float = setting(3e-4, "[paper]", paper=1e-6, help="learning rate of AdamW")
-    caption_dropout: float = setting(0.1, "[choice] guidance needs an unconditional model", help="share of empty prompts")
-    degrees: float = setting(20.0, "[authors' code]", help="rotation U(-degrees, degrees), image, edge and mask together")
+    caption_dropout: float = setting(
+        0.1, "[choice] guidance needs an unconditional model", help="share of empty prompts"
+    )
+    degrees: float = setting(
+        20.0, "[authors' code]", help="rotation U(-degrees, degrees), image, edge and mask together"
+    )
     window_low: float = setting(0.75, "[authors' code]", help="smallest centre crop, as a share of the side")
     window_high: float = setting(1.05, "[authors' code]", help="largest, above 1 pads")
     ema: float = setting(0.98, "[choice] few steps", paper=0.0, help="decay of the weight average (0: none)")
@@ -48,7 +56,9 @@ class Settings(DataSettings):
     precision: Literal["float32", "bf16"] = setting("float32", "[authors' code]", help="of the forward passes")
     device: str = setting("cpu", "[choice] demo machine", paper="cuda", help="torch device")
     log_every: int = setting(20, "[choice] readable log", paper=100, help="steps between log lines")
-    probe_every: int = setting(0, "[choice] at the end alone", paper=500, help="steps between losses with wrong conditions")
+    probe_every: int = setting(
+        0, "[choice] at the end alone", paper=500, help="steps between losses with wrong conditions"
+    )
     save_every: int = setting(500, "[choice] minutes lost at most", help="steps between checkpoints")
     resume: bool = setting(False, "[choice] explicit", help="go on with the run in --out", may_change=True)
 
@@ -80,7 +90,11 @@ def train_fold(model, hed, cases, classes, settings, folder):
         t, eps = model.draw(z_0, run.rng)
         with run.autocast():
             loss = model.losses(z_0, t, eps, prompts, hint)
-        probes = condition_losses(model, *fixed, generator(settings.seed, "probe t")) if run.due(settings.probe_every) else {}
+        probes = (
+            condition_losses(model, *fixed, generator(settings.seed, "probe t"))
+            if run.due(settings.probe_every)
+            else {}
+        )
         run.update(loss.mean(), **loss_by_quartile(loss.detach(), t, model.schedule.T), **probes)
     run.finish()
     hints = Memo(lambda i: make_hint(settings.hint, pictures.mask(i), edges(i), len(classes)))
@@ -94,7 +108,9 @@ def main():
     cases, splits = open_data(settings)
     folds = choose_folds(settings.fold, splits)
     hed, hed_header = load_hed(settings.hed)
-    save_config(settings.out, settings, {"model": settings.model, "controlnet": settings.controlnet, "hed": settings.hed})
+    save_config(
+        settings.out, settings, {"model": settings.model, "controlnet": settings.controlnet, "hed": settings.hed}
+    )
     write_splits(settings.out / "splits.json", splits)
     for fold in folds:
         model, headers = EmitDiff.load(settings.model, settings.controlnet)

@@ -32,7 +32,9 @@ class Settings:
     data: Path = setting(source="[choice] your folder", help="pre-training images, RadImageNet tree")
     out: Path = setting(source="[choice] your folder", help="the run folder, new or with --resume")
     boundaries: Path | None = setting(None, "[choice] HED is trained from these", help="same tree, boundary pictures")
-    weights: Path | None = setting(None, "[choice] demo trains all", help="Stable Diffusion file or folder; skips VAE, UNet")
+    weights: Path | None = setting(
+        None, "[choice] demo trains all", help="Stable Diffusion file or folder; skips VAE, UNet"
+    )
     hed: Path | None = setting(None, "[choice] demo trains it", help="HED weights; skips its training")
     size: int = setting(64, "[authors' code]", paper=256, help="side of the square images in pixels")
     seed: int = setting(0, "[choice] any number", help="seed of initialisation, order and draws")
@@ -50,7 +52,9 @@ class Settings:
     control_steps: int = setting(300, "[choice] a minute and a half", paper=100_000, help="ControlNet steps")
     control_batch: int = setting(32, "[authors' code] 48 x 4; [paper] says 384", paper=192, help="ControlNet batch")
     control_lr: float = setting(1e-3, "[paper]", paper=1e-5, help="ControlNet learning rate")
-    caption_dropout: float = setting(0.1, "[choice] guidance needs an unconditional model", help="share of empty prompts")
+    caption_dropout: float = setting(
+        0.1, "[choice] guidance needs an unconditional model", help="share of empty prompts"
+    )
     ema: float = setting(0.99, "[choice] few steps", paper=0.0, help="decay of the weight average (0: none)")
     warmup: int = setting(20, "[choice] stable start", help="steps of linear warm-up")
     accumulate: int = setting(1, "[choice] memory", paper=4, help="forward passes per step of UNet and ControlNet")
@@ -58,7 +62,9 @@ class Settings:
     device: str = setting("cpu", "[choice]  demo machine", paper="cuda", help="torch device")
     log_every: int = setting(20, "[choice] readable log", paper=100, help="steps between log lines")
     save_every: int = setting(500, "[choice] minutes lost at most", paper=1000, help="steps between checkpoints")
-    sample_every: int = setting(0, "[choice] at the end alone", paper=2000, help="steps between sample grids (0: at the end)")
+    sample_every: int = setting(
+        0, "[choice] at the end alone", paper=2000, help="steps between sample grids (0: at the end)"
+    )
     resume: bool = setting(False, "[choice] explicit", help="go on with the run in --out", may_change=True)
 
 
@@ -135,7 +141,9 @@ def train_diffusion(model, part, pictures, latents, hints, settings):
     trained = {"unet": model.unet, "text": model.text} if is_unet else {"controlnet": model.controlnet}
     if not is_unet:
         model.vae.requires_grad_(False), model.text.requires_grad_(False), model.unet.requires_grad_(False)
-    steps, batch, lr = (getattr(settings, f"{'unet' if is_unet else 'control'}_{name}") for name in ("steps", "batch", "lr"))
+    steps, batch, lr = (
+        getattr(settings, f"{'unet' if is_unet else 'control'}_{name}") for name in ("steps", "batch", "lr")
+    )
     run = open_run(settings, part, trained, steps, batch, lr, accumulate=settings.accumulate)
     for _, indices in run.steps(pictures):
         z_0 = latents(indices, run.rng)
@@ -146,7 +154,9 @@ def train_diffusion(model, part, pictures, latents, hints, settings):
         run.update(loss.mean(), **loss_by_quartile(loss.detach(), t, model.schedule.T))
         if run.due(settings.sample_every):
             with run.ema_weights():
-                save_samples(model, pictures, hints, settings.out / "samples" / f"{part}_{run.done:06d}.png", settings.seed)
+                save_samples(
+                    model, pictures, hints, settings.out / "samples" / f"{part}_{run.done:06d}.png", settings.seed
+                )
     run.finish()
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from emit.evaluation.report import write_report
 
 from emit import errors
 from emit.arms import ARMS, CLASSICAL, Generated, choose_arms
@@ -18,8 +19,8 @@ from emit.data.augment import augment
 from emit.data.cache import Pictures
 from emit.data.geometry import unfit
 from emit.data.splits import select, write_splits
+from emit.evaluation.fidelity import mask_fidelity
 from emit.evaluation.metrics import score_case, score_overlap
-from emit.evaluation.report import write_report
 from emit.files import write_atomic
 from emit.networks.segmenter import Segmenter, SegmenterConfig, dice_ce_loss
 from emit.seeds import seed_from
@@ -32,14 +33,18 @@ COMPAT = ("select_on_test", "no_shuffle", "fake_pixel", "mix_logits")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(DataSettings):
-    """Stage 3 of EMIT-Diff: the comparison. A labelled set and generated images in; table, statistics and figures out."""
+    """Stage 3 of EMIT-Diff: the comparison. A labelled set and generated images in; table, statistics, figures out."""
 
     generated: Path | None = setting(None, "[choice] none: real arms only", help="output folder of emit.generate")
     out: Path = setting(source="[choice] your folder", help="the run folder, new or with --resume")
     arms: tuple[str, ...] = setting(("all",), "[paper]", help="all, paper, or names: " + ", ".join(ARMS))
-    seeds: int = setting(1, "[choice] the demo's minutes", paper=3, help="repetitions with other weights, order and draws")
+    seeds: int = setting(
+        1, "[choice] the demo's minutes", paper=3, help="repetitions with other weights, order and draws"
+    )
     variant: Literal["attention", "plain", "residual"] = setting("attention", "[paper]", help="kind of U-Net")
-    channels: tuple[int, ...] = setting((8, 16, 32, 64), "[authors' code]", paper=(16, 32, 64, 128, 128, 256), help="widths")
+    channels: tuple[int, ...] = setting(
+        (8, 16, 32, 64), "[authors' code]", paper=(16, 32, 64, 128, 128, 256), help="widths"
+    )
     steps: int = setting(200, "[choice] seconds; [paper]: 100 epochs", paper=2000, help="steps, the same in every arm")
     batch: int = setting(8, "[authors' code]", help="images per step, the same in every arm")
     lr: float = setting(3e-3, "[authors' code]", paper=1e-3, help="learning rate of AdamW")
@@ -47,7 +52,9 @@ class Settings(DataSettings):
     alpha: float = setting(0.6, "[paper]", help="share of real patches (patch merging) or images (mixing)")
     patches: int = setting(6, "[paper] 384 / 64", help="patches per side; the size is rounded down to divide the image")
     n: int | None = setting(None, "[paper] all there are", help="generated images used per case")
-    real_cases: int | None = setting(None, "[paper] all there are", help="training cases used per fold, for learning curves")
+    real_cases: int | None = setting(
+        None, "[paper] all there are", help="training cases used per fold, for learning curves"
+    )
     select_every: int = setting(25, "[authors' code] every epoch", paper=100, help="steps between looks at validation")
     tolerance: float = setting(2.0, "[choice] about a contour's width", help="of NSD, in mm, or pixels without spacing")
     level: float = setting(0.05, "[choice] convention", help="level of tests and intervals")
@@ -69,7 +76,9 @@ def train_segmenter(arm, parts, generated, classes, settings, compat, folder, se
     """Train one segmenter; return it with the weights that did best on the validation part."""
     training, validation = (Pictures(part, settings.size) for part in parts[:2])
     torch.manual_seed(seed)  # of the initial weights
-    network = Segmenter(SegmenterConfig(1, len(classes), settings.channels, variant=settings.variant)).to(settings.device)
+    network = Segmenter(SegmenterConfig(1, len(classes), settings.channels, variant=settings.variant)).to(
+        settings.device
+    )
     run = Run(
         folder,
         {"segmenter": network},
@@ -107,7 +116,7 @@ def train_segmenter(arm, parts, generated, classes, settings, compat, folder, se
 
 
 def mix_logits(network, arm, image, other, real, mask, rng):
-    """Mix what two forward passes find, as the authors' code does, in place of the inputs; same augmentation for both."""
+    """Mix what two forward passes find, as the authors' code does, not the inputs; same augmentation for both."""
     device = next(network.parameters()).device
     again = rng.clone_state()
     image, warped = augment(image, mask, arm.augmentation, rng)
@@ -149,14 +158,30 @@ def predict(network, cases, size, device):
     return whole
 
 
-def score_fold(network, cases, classes, settings, compat):
-    """Score the test cases: (rows, rows under the fake-pixel policy), one row per case and class."""
+def score_fold(network, cases, classes, settings, compat, folder):
+    """Score the test cases: (rows, rows under the fake-pixel policy), one row per case and class; keep the predictions."""
     rows, fake = [], []
-    for name, (prediction, target, spacing) in predict(network, cases, settings.size, settings.device).items():
+    found = predict(network, cases, settings.size, settings.device)
+    kept = {name: prediction.astype(np.uint8) for name, (prediction, _, _) in found.items()}
+    write_atomic(folder / "predictions.npz", lambda temporary: save_arrays(temporary, kept))
+    for name, (prediction, target, spacing) in found.items():
         for kept, pixel in ((rows, "fake_pixel" in compat), (fake, True)):
             scored = score_case(prediction, target, classes, spacing, settings.tolerance, fake_pixel=pixel)
             kept += [{"case": name, **row} for row in scored]
     return rows, fake
+
+
+def save_arrays(path, arrays):
+    """Write named arrays to one compressed file."""
+    with open(path, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+@torch.no_grad()
+def measure_fidelity(network, generated, classes, device):
+    """Return one row per generated image: does the baseline's segmenter find the mask that was asked for?"""
+    images, masks = zip(*generated.pairs(), strict=True)
+    return mask_fidelity(images, masks, lambda image: network(image.to(device)).argmax(1)[0].cpu().numpy(), classes)
 
 
 def run_arm(name, fold, seed, cases, split, generated, settings, compat):
@@ -172,9 +197,11 @@ def run_arm(name, fold, seed, cases, split, generated, settings, compat):
     number = seed_from(settings.seed, "segmenter", fold, seed)  # the same weights and order in every arm
     parts = (training, validation)
     network = train_segmenter(ARMS[name], parts, generated, cases.classes, settings, compat, folder, number)
-    rows, fake = score_fold(network, test, cases.classes, settings, compat)
+    rows, fake = score_fold(network, test, cases.classes, settings, compat, folder)
     where = {"arm": name, "fold": fold, "seed": seed}
     found = {"rows": [where | row for row in rows], "fake_pixel_rows": [where | row for row in fake]}
+    if name == "baseline" and generated is not None:
+        found["fidelity"] = [where | row for row in measure_fidelity(network, generated, cases.classes, settings.device)]
     write_atomic(scores, lambda temporary: temporary.write_text(json.dumps(found)))
     return found
 
@@ -192,14 +219,18 @@ def main():
             source.refuse_leaks(select(cases.cases, split.test))
     save_config(settings.out, settings, {})
     write_splits(settings.out / "splits.json", splits)
-    rows, fake = [], []
+    rows, fake, fidelity = [], [], []
     for fold, split in enumerate(splits):
         for seed in range(settings.seeds):
             for name in names:
                 found = run_arm(name, fold, seed, cases, split, generated[fold], settings, compat)
                 rows += found["rows"]
                 fake += found["fake_pixel_rows"]
+                fidelity += found.get("fidelity", [])
     write_report(settings.out, rows, fake, cases, splits, settings, classical=CLASSICAL)
+    if fidelity:
+        dice = [row["dice"] for row in fidelity]
+        print(f"Mask fidelity: the baseline's segmenters find the asked mask with Dice {np.mean(dice):.3f} +- {np.std(dice):.3f}")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,11 @@ def none_real(count, size, progress, settings, rng):
 
 def generated_first(count, size, progress, settings, rng):
     """Take generated images for the first half of the steps, real ones after it."""
-    return all_real(count, size, progress, settings, rng) if progress >= 0.5 else none_real(count, size, progress, settings, rng)
+    return (
+        all_real(count, size, progress, settings, rng)
+        if progress >= 0.5
+        else none_real(count, size, progress, settings, rng)
+    )
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,9 @@ def choose_arms(names, generated):
         raise InputError(f"--arms: {unknown[0]} is unknown; choose from paper, all, {', '.join(ARMS)}")
     if generated is None and any(ARMS[name].needs_generated for name in wanted):
         if names not in (("paper",), ("all",)):
-            raise InputError("--generated: is required by arms with generated images; give emit.generate's output folder")
+            raise InputError(
+                "--generated: is required by arms with generated images; give emit.generate's output folder"
+            )
         wanted = [name for name in wanted if not ARMS[name].needs_generated]
     return list(dict.fromkeys(("baseline", *wanted)))
 
@@ -98,7 +104,9 @@ class Generated:
         self.by_case = {}
         for number, line in enumerate(self.lines):
             if line["size"] != size:
-                raise InputError(f"{manifest}: images are {line['size']} pixels wide, not {size}; give --size {line['size']}")
+                raise InputError(
+                    f"{manifest}: images are {line['size']} pixels wide, not {size}; give --size {line['size']}"
+                )
             if limit is None or line["index"] < limit:
                 self.by_case.setdefault(line["case"], []).append(number)
         self.ledger = json.loads((self.folder / "ledger.json").read_text())
@@ -112,6 +120,11 @@ class Generated:
         chosen = [self.by_case[case] for case in cases]
         draws = torch.rand(len(cases), generator=rng).tolist()
         return self.pictures([numbers[int(draw * len(numbers))] for numbers, draw in zip(chosen, draws, strict=True)])
+
+    def pairs(self):
+        """Yield (image (1, 1, S, S), mask (S, S)) of every generated image."""
+        for number, line in enumerate(self.lines):
+            yield self.pictures([number]), decode(self.folder / "masks" / line["file"])
 
     def refuse_leaks(self, cases):
         """Raise InputError where a test case was seen by the model that made the images, or by one of its ancestors."""

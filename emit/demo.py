@@ -32,7 +32,9 @@ def commands(folder):
 def main():
     """Write the phantoms, then run each command; stop at the first that fails."""
     if len(sys.argv) > 2 or any(word.startswith("-") for word in sys.argv[1:]):
-        raise errors.InputError(f"{sys.argv[1]}: the demo takes one optional argument, a new folder (default runs/demo)")
+        raise errors.InputError(
+            f"{sys.argv[1]}: the demo takes one optional argument, a new folder (default runs/demo)"
+        )
     folder = Path(sys.argv[1] if len(sys.argv) == 2 else "runs/demo").resolve()
     if folder.exists() and any(folder.iterdir()):
         raise errors.InputError(f"{folder}: already holds something; give another folder")

@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
 from emit import errors
 from emit.data.cache import Pictures
-from emit.data.edges import make_hint
+from emit.data.edges import edge_agreement, make_hint
 from emit.data.prompts import appearance
 from emit.data.splits import select, write_splits
 from emit.files import sha256, write_atomic
@@ -33,19 +34,29 @@ class Settings(DataSettings):
     """EMIT-Diff's generator: a fine-tuned ControlNet per fold in, labelled images per training case out."""
 
     model: Path = setting(source="[choice] stage 1's", help="model.safetensors of stage 1, or Stable Diffusion")
-    finetuned: Path = setting(source="[choice] stage 2's", help="run folder of stage 2, with fold<k>/controlnet.safetensors")
+    finetuned: Path = setting(
+        source="[choice] stage 2's", help="run folder of stage 2, with fold<k>/controlnet.safetensors"
+    )
     hed: Path = setting(source="[choice] stage 1's", help="HED weights")
     out: Path = setting(source="[choice] your folder", help="the output folder, new or with --resume")
     fold: str = setting("all", "[paper] one model per fold", help="all, or one fold number")
     n: int = setting(3, "[authors' code]", paper=50, help="images per training case")
-    hint: Literal["hed+contour", "hed", "contour", "mask", "box"] = setting("hed+contour", "[paper]", help="edge condition")
+    hint: Literal["hed+contour", "hed", "contour", "mask", "box"] = setting(
+        "hed+contour", "[paper]", help="edge condition"
+    )
     method: Literal["ddim", "ddpm", "dpmpp_2m"] = setting("ddim", "[authors' code]", help="sampler")
     steps: int = setting(12, "[authors' code]", paper=20, help="denoising steps")
     eta: float = setting(0.0, "[authors' code]", help="DDIM's noise, 0 to 1")
-    spacing: Literal["trailing", "leading"] = setting("trailing", "[choice] starts at the noisiest t", help="kept timesteps")
-    guidance: float = setting(1.5, "[choice] captions were dropped in training; [authors' code]: 9", help="guidance weight")
+    spacing: Literal["trailing", "leading"] = setting(
+        "trailing", "[choice] starts at the noisiest t", help="kept timesteps"
+    )
+    guidance: float = setting(
+        1.5, "[choice] captions were dropped in training; [authors' code]: 9", help="guidance weight"
+    )
     strength: float = setting(1.0, "[authors' code]", help="control strength")
-    guess_mode: Literal["original", "diffusers"] | None = setting(None, "[authors' code]", help="falling control scales")
+    guess_mode: Literal["original", "diffusers"] | None = setting(
+        None, "[authors' code]", help="falling control scales"
+    )
     phrases: bool = setting(False, "[choice] only models that know words", paper=True, help="add an appearance phrase")
     negative: str = setting("", "[choice] no natural-image words", help="text of the unconditional half")
     grey: bool = setting(True, "[paper]", help="average the channels after decoding")
@@ -75,6 +86,12 @@ def save_picture(path, array):
     write_atomic(path, lambda temporary: Image.fromarray(array).save(temporary, "PNG"))
 
 
+def write_json(path, values):
+    """Write a JSON file in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, lambda temporary: temporary.write_text(json.dumps(values)))
+
+
 def to_bytes(image):
     """Turn an image in [-1, 1] into 0..255."""
     return (image * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
@@ -100,6 +117,7 @@ def generate_fold(model, hed, cases, classes, settings, folder, weights):
             edges = find_edges(hed, pictures.image(numbers))
             hint = make_hint(settings.hint, masks, edges, len(classes))
             images = model.generate(list(prompts), hint, seeds, settings.size, sampling, settings.negative)
+            agreement = edge_agreement(find_edges(hed, images.mean(1, keepdim=True).cpu()), hint[:, :1])
             for row, (number, index) in enumerate(zip(numbers, indices, strict=True)):
                 case = cases[number]
                 name = f"{case.id.replace('/', '_')}_{index:03d}.png"
@@ -110,10 +128,14 @@ def generate_fold(model, hed, cases, classes, settings, folder, weights):
                 line = {"file": name, "case": case.id, "index": index, "prompt": prompts[row], "seed": seeds[row]}
                 line |= {"hint": settings.hint, "size": settings.size, "negative": settings.negative}
                 line |= {"sampling": asdict(sampling), "precision": settings.precision}
+                line |= {"edge_agreement": round(agreement[row].item(), 4)}
                 line |= {"weights": weights, "source": sources[case.id], "classes": classes, "synthetic": True}
                 log.write(json.dumps(line) + "\n")
             log.flush()
             bar.update(len(numbers))
+    agreements = [json.loads(line)["edge_agreement"] for line in manifest.read_text().splitlines()]
+    mean, spread = np.mean(agreements), np.std(agreements)
+    print(f"{folder}: {len(agreements)} images, edge agreement (F1 within 1 pixel) {mean:.3f} +- {spread:.3f}")
 
 
 def main():
@@ -132,8 +154,7 @@ def main():
         model.to(settings.device).requires_grad_(False), hed.to(settings.device)
         weights = {**shared, "controlnet": sha256(controlnet)}
         training = select(cases.cases, splits[fold].train)
-        ledger = record("generation", [], [*headers, hed_header])
-        write_atomic(settings.out / f"fold{fold}" / "ledger.json", lambda path, text=json.dumps(ledger): path.write_text(text))
+        write_json(settings.out / f"fold{fold}" / "ledger.json", record("generation", [], [*headers, hed_header]))
         generate_fold(model, hed, training, cases.classes, settings, settings.out / f"fold{fold}", weights)
 
 

@@ -24,7 +24,7 @@ PARTS = ("vae", "text", "unet", "controlnet")
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of all parts. version: whose file layout is written, "sd1" or "sd2". prediction: what the UNet puts out, "eps" or "v"."""
+    """Sizes of all parts. version: whose file layout, "sd1" or "sd2". prediction: what the UNet puts out, "eps" or "v"."""
 
     unet: UNetConfig = UNetConfig()
     vae: VAEConfig = VAEConfig()
@@ -52,6 +52,8 @@ SD21 = Sizes(
 )
 DEMO = Sizes(
     unet=UNetConfig(
+        in_channels=8,
+        out_channels=8,
         model_channels=64,
         channel_mult=(1, 2, 2),
         num_res_blocks=1,
@@ -61,7 +63,7 @@ DEMO = Sizes(
         groups=16,
         hint_channels=(16, 32, 64),
     ),
-    vae=VAEConfig(channels=32, channel_mult=(1, 2, 2), num_res_blocks=1, groups=8, scale=1.0),
+    vae=VAEConfig(channels=32, channel_mult=(1, 2, 2), num_res_blocks=1, z_channels=8, groups=8, scale=1.0),
     text=TextConfig(width=64, layers=2, heads=2),
 )
 PRESETS = {"sd15": SD15, "sd21": SD21, "demo": DEMO}
@@ -81,13 +83,20 @@ def load_hed(path):
     file = checkpoints.read(path)
     parts = file.parts
     if "hed" in parts:
-        hed = HED([parts["hed"][f"moduleVgg{stage}.weight"].shape[0] for stage in ("One.0", "Two.1", "Thr.1", "Fou.1", "Fiv.1")])
+        hed = HED(
+            [
+                parts["hed"][f"moduleVgg{stage}.weight"].shape[0]
+                for stage in ("One.0", "Two.1", "Thr.1", "Fou.1", "Fiv.1")
+            ]
+        )
         checkpoints.fill(hed, parts["hed"], path, "hed")
     elif "hed_v11" in parts:
         hed = HEDv11([parts["hed_v11"][f"block{stage}.convs.0.weight"].shape[0] for stage in range(1, 6)])
         checkpoints.fill(hed, parts["hed_v11"], path, "hed_v11")
     else:
-        raise InputError(f"{path}: holds {', '.join(parts)}, not HED; give network-bsds500, ControlNetHED or our hed.safetensors")
+        raise InputError(
+            f"{path}: holds {', '.join(parts)}, not HED; give network-bsds500, ControlNetHED or our hed.safetensors"
+        )
     return hed.requires_grad_(False), file.header
 
 
@@ -118,12 +127,13 @@ class Sampling:
 
 
 class EmitDiff(nn.Module):
-    """The whole generator. Sub-modules: vae, text, unet, controlnet (each may be None when a script does not need it)."""
+    """The whole generator. Sub-modules vae, text, unet, controlnet; each may be None where a script does not need it."""
 
     def __init__(self, sizes, parts=PARTS):
         super().__init__()
         self.sizes = sizes
-        self.schedule = Schedule.scaled_linear()
+        with torch.device("cpu"):  # also where the networks are built on the meta device
+            self.schedule = Schedule.scaled_linear()
         self.vae = AutoencoderKL(sizes.vae) if "vae" in parts else None
         self.text = TextEncoder(sizes.text) if "text" in parts else None
         self.unet = UNet(sizes.unet) if "unet" in parts else None
@@ -149,7 +159,7 @@ class EmitDiff(nn.Module):
         return t.to(z_0.device), torch.randn(z_0.shape, generator=rng).to(z_0.device)
 
     def losses(self, z_0, t, eps, prompts, hint=None):
-        """Return the simple loss of each sample (B,): || eps - eps_hat ||^2 per dimension, or of v where v is predicted."""
+        """Return each sample's simple loss (B,): || eps - eps_hat ||^2 per dimension, or of v where v is predicted."""
         ab = self.schedule.at(t)
         z_t, target = q_sample(z_0, ab, eps), eps if self.sizes.prediction == "eps" else to_v(z_0, eps, ab)
         return per_sample_loss(target, self.network_output(z_t, t, self.contexts(prompts), hint))
@@ -161,7 +171,7 @@ class EmitDiff(nn.Module):
         return states[[different.index(prompt) for prompt in prompts]]
 
     def latent_memo(self, pictures):
-        """Return (indices, rng) -> z_0 drawn from the autoencoder's posterior, whose moments are computed once per picture."""
+        """Return (indices, rng) -> z_0 from the autoencoder's posterior, whose moments are computed once per picture."""
         device = next(self.vae.parameters()).device
 
         @torch.no_grad()
@@ -173,7 +183,9 @@ class EmitDiff(nn.Module):
 
         def latents(indices, rng):
             mean, log_variance = moments(indices).chunk(2, dim=1)
-            return Posterior(mean, log_variance, self.vae.scale).sample(torch.randn(mean.shape, generator=rng).to(device))
+            return Posterior(mean, log_variance, self.vae.scale).sample(
+                torch.randn(mean.shape, generator=rng).to(device)
+            )
 
         return latents
 
@@ -193,7 +205,7 @@ class EmitDiff(nn.Module):
         return denoise
 
     @torch.no_grad()
-    def generate(self, prompts, hint, seeds, size, sampling=Sampling(), negative=""):  # noqa: B008 (frozen)
+    def generate(self, prompts, hint, seeds, size, sampling=Sampling(), negative=""):
         """Draw images (B, 3, size, size) in [-1, 1]; image b depends on its prompt, hint and seed alone.
 
         hint: (B, 3, size, size) in [0, 1], or None for text alone. size: a multiple of 8 latent cells.
@@ -218,21 +230,26 @@ class EmitDiff(nn.Module):
 
     def save(self, path, header=None, parts=PARTS):
         """Write the named parts that exist to one safetensors file in the original layout, with sizes and header in it."""
-        sizes = asdict(replace(self.sizes, vae=replace(self.sizes.vae, scale=self.vae.scale)) if self.vae else self.sizes)
+        sizes = asdict(
+            replace(self.sizes, vae=replace(self.sizes.vae, scale=self.vae.scale)) if self.vae else self.sizes
+        )
         tensors = {name: getattr(self, name).state_dict() for name in parts if getattr(self, name) is not None}
         checkpoints.write_single(path, tensors, {**(header or {}), "config": sizes})
 
     @classmethod
     def load(cls, path, controlnet=None, parts=PARTS):
-        """Build the model from a public or own file or folder; `controlnet` names a file of its own for that part.
+        """Return the model built from a public or own file or folder, and the headers of the files read.
 
-        Returns the model and the headers of the files. Raises InputError where a part is in neither; a missing ControlNet starts as a copy of the UNet's encoder.
+        controlnet: that part's own file. A missing ControlNet starts as a copy of the UNet's encoder. Raises InputError
+        where another part is missing.
         """
         files = [checkpoints.read(file) for file in (path, controlnet) if file is not None]
         sizes = sizes_of(files[0])
         found = {name: tensors for file in files for name, tensors in file.parts.items()}
         for name in set(parts) - {"controlnet"} - set(found):
-            raise InputError(f"{path}: holds no {name}, only {', '.join(found)}; give a file with all of {', '.join(parts)}")
+            raise InputError(
+                f"{path}: holds no {name}, only {', '.join(found)}; give a file with all of {', '.join(parts)}"
+            )
         with torch.device("meta"):
             model = cls(sizes, [name for name in parts if name in found])
         for name in [name for name in parts if name in found]:

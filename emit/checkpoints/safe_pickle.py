@@ -5,6 +5,7 @@ once more, with an unpickler that resolves the names below and hands back an ine
 """
 
 import pickle
+import warnings
 from collections import OrderedDict
 from types import SimpleNamespace
 
@@ -58,7 +59,8 @@ def read_pickle(path):
     """
     refused = set()
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TorchScript archives, which are an error here
             mapped = file.read(2) == b"PK" and path.suffix != ".safetensors"  # given a path, torch.load goes by that
             file.seek(0)
             source = path if mapped else file

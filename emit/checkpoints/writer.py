@@ -113,6 +113,7 @@ def save(path, tensors, header):
     def write(temporary):
         try:
             save_file(tensors, temporary, metadata)
+            temporary.chmod(0o644)  # safetensors leaves it to its owner alone
         except SafetensorError as error:  # it wraps the system's errors
             raise OSError(str(error)) from error
 

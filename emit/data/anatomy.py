@@ -127,7 +127,7 @@ def make_speckle(rng, size):
 
 
 def make_bias(rng, size):
-    """Return a receive coil's smooth gain (size, size): 1 + 0.3 times a product of cosines, under half a period each."""
+    """Return a receive coil's smooth gain (size, size): 1 + 0.3 cos cos, each under half a period."""
     t = np.linspace(-1, 1, size)
     phase, period = rng.uniform(-1.5, 1.5, 2), rng.uniform(1.0, 1.5, 2)
     return 1 + 0.3 * np.cos(period[0] * t + phase[0])[:, None] * np.cos(period[1] * t + phase[1])[None, :]
@@ -194,7 +194,7 @@ def draw_distractors(canvas, rng, curves, fat):
         x, y = draw_place(rng, canvas, curves)
         a = rng.uniform(0.12, 0.34)
         lobule = canvas.blob(x, y, a, a * rng.uniform(0.3, 0.5), rng.normal(0, 0.3), draw_wave(rng, 0.08, 2, 4))
-        canvas.properties[0] += 6 * np.clip(1.5 - np.abs(lobule - 1), 0, 1)
+        canvas.properties[0] += 3 * np.clip(1.5 - np.abs(lobule - 1), 0, 1)
         canvas.paint(lobule, (fat, 4, 6))
     if rng.random() < 0.25:
         x, y = draw_place(rng, canvas, curves)
@@ -212,9 +212,9 @@ def draw_place(rng, canvas, curves):
 
 
 def draw_lesion(canvas, rng, pathology, curves, gland):
-    """Paint one lesion, 5 to 22 dB darker than the gland, and return its mask (H, W) uint8."""
+    """Paint one lesion, 8 to 22 dB darker than the gland, and return its mask (H, W) uint8."""
     x, y = draw_place(rng, canvas, curves)
-    level = gland - rng.uniform(5, 22)
+    level = gland - rng.uniform(8, 22)
     if pathology == "benign":
         a = rng.uniform(0.2, 0.45)
         outline = canvas.blob(x, y, a, a * rng.uniform(0.5, 0.72), rng.normal(0, 0.12), draw_wave(rng, 0.03, 2, 3))
@@ -271,13 +271,13 @@ def draw_ct(size, patient, z, rng):
     canvas = Canvas(size, (AIR, 0), patient["stretch"])
     cut = {name: one.cut(canvas, z) for name, one in organ.items()}
     table = canvas.blob(0, 0.35, 1.15, 0.95)
-    canvas.paint(np.maximum(np.maximum(table, -table - size / 45), canvas.distance(0.95 - canvas.y)), (-200, 0))
+    canvas.paint(np.maximum(np.maximum(table, -table - size / 45), canvas.distance(0.95 - canvas.y)), (-30, 0))
     canvas.paint(cut["body"], (FAT, 8))
     canvas.paint(organ["body"].cut(canvas, z, fat), (MUSCLE, 25))
     cavity = organ["body"].cut(canvas, z, fat + 0.1)
     canvas.paint(cavity, (LUNG, 20))
     dome = np.maximum(cut["dome"], cavity)
-    canvas.paint(dome, (FAT, 35))
+    canvas.paint(dome, (FAT, 25))
     for side in (-1, 1):
         canvas.paint(canvas.blob(side * 0.24, 0.68, 0.24, 0.2), (MUSCLE, 15))
     for loop in patient["bowel"]:
@@ -291,7 +291,9 @@ def draw_ct(size, patient, z, rng):
     inner = dome + size / 40
     stomach = np.maximum(cut["stomach"], inner)
     liver = np.maximum(np.minimum(cut["liver"], cut["left lobe"]), inner)
-    spleen = np.maximum(np.maximum(cut["spleen"], inner), size / 40 - np.minimum(stomach, cut["left kidney"]))
+    medial = canvas.blob(organ["left kidney"].x - 0.16, organ["left kidney"].y, 0.3, 0.45)
+    neighbours = np.min((stomach, cut["left kidney"], medial), axis=0)
+    spleen = np.max((cut["spleen"], inner, size / 40 - neighbours), axis=0)
     canvas.paint(liver, (hu["liver"], 5))
     for vessel in patient["vessels"]:
         canvas.paint(np.maximum(vessel.cut(canvas, z), liver + 1), (0.5 * (hu["liver"] + hu["vessel"]), 0), line=0.0)
@@ -345,7 +347,7 @@ def draw_mr_patient(rng, pathology):
     spots = rng.uniform((-0.2, -0.2), (0.2, 0.08), (8 if pathology == "enlarged" else 4, 2))
     return {
         "organ": organ, "zone": rng.uniform(0, 1), "noise": rng.uniform(18, 40), "lesion": pathology == "lesion",
-        "gas": rng.random() < 0.5, "bias": int(rng.integers(2**62)),
+        "gas": rng.random() < 0.5, "fixed": int(rng.integers(2**62)),
         "nodules": [(draw_organ(rng, x, y, 0.09, 0.08, h=0.6, z=rng.uniform(-0.5, 0.5), vary=0.3, wobble=0.08),
                      rng.uniform(200, 560)) for x, y in spots],
         "veins": [draw_organ(rng, side * rng.uniform(0.4, 0.52), y, 0.05, 0.06, h=0.6, vary=0.3, wobble=0.1,
@@ -361,7 +363,8 @@ def draw_mr(size, patient, z, rng):
     organ, zone = patient["organ"], patient["zone"]
     muscle, marrow, mesorectum = (180, 1100, 0.2), (430, 350, 0.12), (540, 300, 0.12)
     canvas = Canvas(size, (600, 250, 0.12))
-    strands = canvas.strands(rng, (0.1, 0.1))
+    fixed = np.random.default_rng(patient["fixed"])
+    strands = canvas.strands(fixed, (0.1, 0.1))
     canvas.paint(np.abs(strands) - 0.6, (340, 500, 0.1), soft=1.5, line=0.0)
     canvas.stroke(strands)
     cut = {name: one.cut(canvas, z) for name, one in organ.items()}
@@ -390,8 +393,7 @@ def draw_mr(size, patient, z, rng):
         canvas.paint(np.maximum(cut["lesion"], prostate + 1), (240, 700, 0.1), soft=2.0)
     t2, adc, texture = canvas.properties
     fraction = np.maximum(1 + texture * make_grain(rng, size, (1.3, 1.3)), 0)
-    bias = make_bias(np.random.default_rng(patient["bias"]), size)
-    t2 = add_rician(rng, t2 * fraction * bias, patient["noise"])
+    t2 = add_rician(rng, t2 * fraction * make_bias(fixed, size), patient["noise"])
     adc = ndimage.gaussian_filter(adc * fraction, 0.8) + 70 * make_grain(rng, size, (1.0, 1.0))
     mask = np.where(gland < 0, 2, prostate < 0).astype(np.uint8)
     return Picture(np.stack([t2, np.maximum(adc, 0)]).astype(np.float32), (mask,), canvas.boundary)

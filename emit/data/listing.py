@@ -89,7 +89,7 @@ def number_labels(root, labels, colours=True):
     """Return class names, background first, and {value: class number}; a value is an int, a colour name or RGB."""
     values = {int(value) if str(value).isdigit() else value: name for value, name in labels.items()}
     for value in values:
-        if not (isinstance(value, int) or colours and (value in images.COLOURS or isinstance(value, tuple))):
+        if not (isinstance(value, int) or (colours and (value in images.COLOURS or isinstance(value, tuple)))):
             allowed = f"nor one of {', '.join(images.COLOURS)}" if colours else "as a volume's labels are"
             raise InputError(f"{root}: label {value!r} is no number {allowed}; mend labels")
     classes = tuple(dict.fromkeys(["background", *values.values()]))

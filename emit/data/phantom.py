@@ -35,14 +35,12 @@ def draw_patient(modality, population, patient, pathology, size=64, seed=0, coun
     A picture depends on (seed, population, modality, patient, index) and its pathology alone.
     """
     key = (seed, "phantom", population, modality, patient)
-    rng = np.random.default_rng(seed_from(*key))
     count = count or IMAGES_PER_PATIENT[modality]
     each = [np.random.default_rng(seed_from(*key, index)) for index in range(count)]
     if modality == "US":
-        fixed = seed_from(*key)
-        return [draw_us(size, pathology, np.random.default_rng(fixed), one) for one in each]
+        return [draw_us(size, pathology, np.random.default_rng(seed_from(*key)), one) for one in each]
     prepare, draw = {"CT": (draw_ct_patient, draw_ct), "MR": (draw_mr_patient, draw_mr)}[modality]
-    parameters = prepare(rng, pathology)
+    parameters = prepare(np.random.default_rng(seed_from(*key)), pathology)
     return [draw(size, parameters, z, one) for z, one in zip(np.linspace(-0.75, 0.75, count), each, strict=True)]
 
 

@@ -1,12 +1,36 @@
-"""The figures: rows of images, contours against ground truth, arms compared. Everything is drawn without a display."""
+"""The figures: rows of images, contours against ground truth, arms compared. Everything is drawn without a display.
+
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart. `stamp` is printed in red over a figure;
+the report passes the published habits that are switched on.
+"""
+
+import io
+from contextlib import contextmanager
+from pathlib import Path
+from textwrap import fill
 
 import matplotlib
 
 matplotlib.use("Agg")
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.lines import Line2D
+from PIL import Image
+
+BLUE, VERMILION, YELLOW, GREY = "#0072B2", "#D55E00", "#F0E442", "#8C8C8C"
+ORDER = ("#000000", BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # of arms in one panel
+TRUTH, FOUND = YELLOW, "#56B4E9"  # contours, on grey images
+STROKES = ("-", "--", ":", "-.")  # of classes
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.frameon": False,
+}
 
 
 def save_rows(path, rows, titles=(), caption=""):
@@ -15,20 +39,181 @@ def save_rows(path, rows, titles=(), caption=""):
     titles: one per column. caption: one line under the grid, such as the settings that made it.
     """
     columns = max(len(images) for images in rows.values())
-    figure, axes = plt.subplots(
-        len(rows), columns, figsize=(1.1 * columns + 0.9, 1.12 * len(rows) + 0.3), squeeze=False, layout="constrained"
-    )
-    for axis in axes.flat:
-        axis.axis("off")
-    for line, (label, images) in zip(axes, rows.items(), strict=True):
-        images = np.asarray(images, dtype=np.float32).reshape(len(images), *np.shape(images)[-2:])
-        low, high = (0, 1) if images.min() >= 0 else (-1, 1)
-        for axis, image in zip(line, images, strict=False):
-            axis.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
-        line[0].text(-0.06, 0.5, label, rotation=90, ha="right", va="center", transform=line[0].transAxes, fontsize=7)
-    for axis, title in zip(axes[0], titles, strict=False):
-        axis.set_title(title, fontsize=5)
-    figure.supxlabel(caption, fontsize=6)
+    with _draw(path, len(rows), columns, 1.1 * columns + 0.9, 1.12 * len(rows) + 0.3) as (figure, axes):
+        for axis in axes.flat:
+            axis.axis("off")
+        for line, (label, images) in zip(axes, rows.items(), strict=True):
+            images = np.asarray(images, dtype=np.float32).reshape(len(images), *np.shape(images)[-2:])
+            low, high = (0, 1) if images.min() >= 0 else (-1, 1)
+            for axis, image in zip(line, images, strict=False):
+                axis.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+            _label_row(line[0], label)
+        for axis, title in zip(axes[0], titles, strict=False):
+            axis.set_title(title, fontsize=5)
+        figure.supxlabel(caption, fontsize=6)
+
+
+def save_contours(path, examples, classes, stamp=""):
+    """Save contours of the ground truth and of each arm's prediction over the original image: a row per example.
+
+    examples: dicts of label; image (H, W) in [-1, 1]; target (H, W) labels; aspect, the pixel's height / width; found,
+    {arm: (prediction (H, W), Dice)}. The first column holds the truth alone. Classes differ by the kind of line.
+    """
+    arms = list(examples[0]["found"])
+    heights = [example["aspect"] * example["image"].shape[0] / example["image"].shape[1] for example in examples]
+    size = 1.3 * (len(arms) + 1) + 0.4, sum(1.3 * height + 0.25 for height in heights) + 0.45
+    with _draw(path, len(examples), len(arms) + 1, *size, stamp, height_ratios=heights) as (figure, axes):
+        for line, example in zip(axes, examples, strict=True):
+            first = example is examples[0]
+            shown = {"ground truth": (None, None), **example["found"]}
+            for axis, (name, (prediction, dice)) in zip(line, shown.items(), strict=True):
+                axis.imshow(example["image"], cmap="gray", vmin=-1, vmax=1, aspect=example["aspect"])
+                axis.axis("off")
+                _outline(axis, example["target"], len(classes), TRUTH)
+                if prediction is not None:
+                    _outline(axis, prediction, len(classes), FOUND)
+                words = ([fill(name, 14)] if first else []) + ([] if dice is None else [f"Dice {dice:.3f}"])
+                axis.set_title("\n".join(words), fontsize=7, pad=2)
+            _label_row(line[0], example["label"])
+        keys = [Line2D([], [], color=colour) for colour in (TRUTH, FOUND)]
+        names = ["ground truth", "prediction"]
+        if len(classes) > 2:
+            strokes = [STROKES[i % len(STROKES)] for i in range(len(classes) - 1)]
+            keys += [Line2D([], [], color="black", linestyle=stroke) for stroke in strokes]
+            names += classes[1:]
+        figure.legend(keys, names, loc="outside lower center", ncols=len(keys), fontsize=7, facecolor="#BBBBBB", frameon=True)
+
+
+def save_paired(path, scores, label="Dice", stamp=""):
+    """Save a panel per arm: box plots of the first arm (the baseline) and of this one, and a line for each case.
+
+    scores: {arm: {case: score}}, the same cases in all. Lines are blue where the arm gains, vermilion where it loses.
+    Boxes hold the quartiles, whiskers reach 1.5 of their distance; every case has its line.
+    """
+    (baseline, before), *others = scores.items()
+    columns = min(5, max(1, len(others)))
+    rows = max(1, -(-len(others) // columns))
+    cases, start = list(before), np.array(list(before.values()))
+    options = {"sharex": True, "sharey": True}
+    with _draw(path, rows, columns, 1.45 * columns + 0.6, 1.95 * rows + 0.2, stamp, **options) as (_, axes):
+        for axis in axes.flat[len(others) :]:
+            axis.axis("off")
+        for axis, (arm, after) in zip(axes.flat, others, strict=False):
+            end = np.array([after[case] for case in cases])
+            _draw_pair(axis, start, end)
+            gains = np.count_nonzero(end > start + 1e-9)
+            axis.set_title(f"{fill(arm, 18)}\n{(end - start).mean():+.3f}, {gains} of {len(cases)} up", fontsize=7)
+        if not others:
+            axes[0, 0].axis("on")
+            _draw_box(axes[0, 0], start, 0, BLUE)
+        axes[0, 0].set_xticks([0, 1] if others else [0], [baseline, "arm"] if others else [baseline])
+        for line in axes:
+            line[0].set_ylabel(f"{label} per case")
+
+
+def save_curves(path, curves, stamp=""):
+    """Save learning curves: a panel per quantity, a line per arm, the mean of its runs; the band is their range.
+
+    curves: {quantity: {arm: [(steps, values) of each run]}}; of runs that differ in their steps, the common ones count.
+    """
+    with _draw(path, 1, len(curves), 2.9 * len(curves) + 1.3, 2.5, stamp) as (figure, axes):
+        arms = list(dict.fromkeys(arm for by_arm in curves.values() for arm in by_arm))
+        colours = {arm: ORDER[i % len(ORDER)] for i, arm in enumerate(arms)}
+        for axis, (quantity, by_arm) in zip(axes[0], curves.items(), strict=True):
+            for arm, runs in by_arm.items():
+                by_step = [dict(zip(*run, strict=True)) for run in runs]
+                steps = sorted(set(by_step[0]).intersection(*by_step))
+                values = np.array([[run[step] for step in steps] for run in by_step])
+                axis.plot(steps, values.mean(0), color=colours[arm], linewidth=1.2)
+                axis.fill_between(steps, values.min(0), values.max(0), color=colours[arm], alpha=0.15, linewidth=0)
+            axis.set(xlabel="step", ylabel=quantity)
+        keys = [Line2D([], [], color=colours[arm]) for arm in arms]
+        figure.legend(keys, [fill(arm, 18) for arm in arms], loc="outside center right", fontsize=7)
+
+
+def save_sweep(path, xs, means, spreads, label, score="Dice", stamp=""):
+    """Save a score against one setting: xs its values, means {arm: score at each}, spreads {arm: half the bar's length}.
+
+    label: what xs is, such as "generated images per case". Arms stand a little apart so that bars do not cover each other.
+    """
+    positions = np.arange(len(xs), dtype=float)
+    with _draw(path, 1, 1, 4.2, 2.6, stamp) as (figure, axes):
+        axis = axes[0, 0]
+        for number, (arm, values) in enumerate(means.items()):
+            shifted = positions + 0.08 * (number - (len(means) - 1) / 2)
+            style = {"color": ORDER[number % len(ORDER)], "marker": "o", "markersize": 3.5, "linewidth": 1.2}
+            axis.errorbar(shifted, values, spreads[arm], capsize=2, elinewidth=0.8, label=arm, **style)
+        axis.set_xticks(positions, [f"{x:g}" if isinstance(x, int | float) else str(x) for x in xs])
+        axis.set(xlabel=label, ylabel=score)
+        figure.legend(loc="outside center right", fontsize=7)
+
+
+def save_generated(path, columns, stamp=""):
+    """Save generated images below their case: a column per case, with the label's outline on real and generated images.
+
+    columns: dicts of prompt; original and edge, (S, S) in [-1, 1] and [0, 1]; mask (S, S); samples, a list of (S, S) in
+    [-1, 1].
+    """
+    count = max(len(column["samples"]) for column in columns)
+    with _draw(path, 2 + count, len(columns), 1.2 * len(columns) + 0.4, 1.2 * (2 + count) + 0.4, stamp) as (_, axes):
+        for axis in axes.flat:
+            axis.axis("off")
+        for line, column in zip(axes.T, columns, strict=True):
+            line[1].imshow(column["edge"], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            images = column["original"], *column["samples"]
+            for axis, image in zip((line[0], *line[2:]), images, strict=False):
+                axis.imshow(image, cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+                _outline(axis, column["mask"], int(column["mask"].max()) + 1, TRUTH)
+            line[0].set_title(fill(column["prompt"], 22), fontsize=6)
+        for axis, label in zip(axes[:, 0], ("original", "edge", *(f"sample {i}" for i in range(count))), strict=True):
+            _label_row(axis, label)
+
+
+@contextmanager
+def _draw(path, rows, columns, width, height, stamp="", height_ratios=None, **options):
+    """Open a figure of rows x columns axes; on leaving, save it with at most 256 colours, which keeps it small."""
+    with plt.rc_context(STYLE):
+        options |= {"layout": "constrained", "squeeze": False, "gridspec_kw": {"height_ratios": height_ratios}}
+        figure, axes = plt.subplots(rows, columns, figsize=(width, height), **options)
+        try:
+            yield figure, axes
+            if stamp:
+                figure.suptitle(fill(stamp, int(14 * width)), fontsize=7, color="#B00000")
+            memory = io.BytesIO()
+            figure.savefig(memory, dpi=130)
+        finally:
+            plt.close(figure)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    Image.open(memory).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)
+
+
+def _label_row(axis, label):
+    axis.text(-0.06, 0.5, label, rotation=90, ha="right", va="center", multialignment="center", fontsize=7, transform=axis.transAxes)
+
+
+def _outline(axis, labels, classes, colour):
+    """Draw the border of each class, 1 to classes - 1; a mask that touches the image's border is closed there."""
+    padded = np.pad(labels, 1)
+    span = [np.arange(-1, side + 1) for side in labels.shape]
+    for label in range(1, classes):
+        if (labels == label).any():
+            stroke = STROKES[(label - 1) % len(STROKES)]
+            axis.contour(span[1], span[0], padded == label, [0.5], colors=colour, linewidths=0.9, linestyles=stroke)
+    axis.set(xlim=(-0.5, labels.shape[1] - 0.5), ylim=(labels.shape[0] - 0.5, -0.5))
+
+
+def _draw_pair(axis, start, end):
+    opacity = float(np.clip(15 / len(start), 0.06, 0.6))
+    change = np.sign(np.round(end - start, 9))
+    for sign, colour in ((0, GREY), (-1, VERMILION), (1, BLUE)):
+        chosen = change == sign
+        axis.plot([0.2, 0.8], [start[chosen], end[chosen]], color=colour, alpha=opacity, linewidth=0.7)
+    _draw_box(axis, start, 0, "black")
+    _draw_box(axis, end, 1, "black")
+    axis.set_xlim(-0.35, 1.35)
+
+
+def _draw_box(axis, values, position, colour):
+    lines = dict.fromkeys(("boxprops", "whiskerprops", "capprops"), {"color": colour, "linewidth": 0.8})
+    middle = {"color": colour, "linewidth": 1.6}
+    axis.boxplot(values, positions=[position], widths=0.28, showfliers=False, medianprops=middle, manage_ticks=False, **lines)

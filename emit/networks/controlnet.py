@@ -1,4 +1,6 @@
-"""ControlNet (Zhang et al., 2302.05543): a copy of the UNet's encoder that reads a hint image through zero convolutions."""
+"""ControlNet (Zhang et al., 2302.05543): a copy of the UNet's encoder that reads a hint through zero convolutions."""
+
+from itertools import pairwise
 
 from torch import nn
 
@@ -7,9 +9,9 @@ from emit.networks.unet import encoder_blocks, middle_block, time_embed
 
 
 def hint_encoder(hint_channels, out_channels):
-    """Build the convolutions from the hint (B, 3, H, W) to latent size: one halving per step of hint_channels, zero at the end."""
+    """Build the convolutions from hint (B, 3, H, W) to latent size: a halving per step of hint_channels, zero at the end."""
     layers = [nn.Conv2d(3, hint_channels[0], 3, padding=1), nn.SiLU()]
-    for before, after in zip(hint_channels, hint_channels[1:], strict=False):
+    for before, after in pairwise(hint_channels):
         layers += [nn.Conv2d(before, before, 3, padding=1), nn.SiLU()]
         layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.SiLU()]
     layers.append(zero_module(nn.Conv2d(hint_channels[-1], out_channels, 3, padding=1)))
@@ -22,7 +24,7 @@ def zero_convolution(channels):
 
 
 class ControlNet(nn.Module):
-    """residuals = controlnet(z_t, t, context, hint): a list for the UNet's `control`, one per encoder block, then the middle.
+    """residuals = controlnet(z_t, t, context, hint): the UNet's `control`, one per encoder block, then the middle.
 
     hint (B, 3, H, W) in [0, 1] at image size. At the start every residual is exactly zero.
     """
@@ -38,7 +40,7 @@ class ControlNet(nn.Module):
         self.middle_block_out = zero_convolution(widths[-1])
 
     def copy_encoder(self, unet):
-        """Start from the UNet's encoder: copy every tensor that both have; the hint encoder and the zero convolutions stay."""
+        """Start from the UNet's encoder: copy every tensor that both have; hint encoder and zero convolutions stay."""
         theirs = unet.state_dict()
         self.load_state_dict({name: theirs.get(name, own) for name, own in self.state_dict().items()})
         return self

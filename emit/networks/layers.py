@@ -1,4 +1,4 @@
-"""Layers shared by the UNet, the ControlNet and the autoencoder. Names are CompVis's, so public files load as they are."""
+"""Layers shared by UNet, ControlNet and autoencoder. Names are CompVis's, so public files load as they are."""
 
 import math
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def zero_module(module):
-    """Set every parameter of the module to zero and return it (Ho et al., 2006.11239; the zero convolution of 2302.05543)."""
+    """Set every parameter of the module to zero and return it (the zero convolution of 2302.05543)."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
@@ -108,7 +108,7 @@ class CrossAttention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """value * gelu(gate) with value, gate = the halves of one projection, in that order, and the exact GELU (2002.05202)."""
+    """value * gelu(gate); value, gate = the halves of one projection, in that order; the exact GELU (2002.05202)."""
 
     def __init__(self, width, out_width):
         super().__init__()

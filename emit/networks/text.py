@@ -1,4 +1,4 @@
-"""The CLIP text encoder of Stable Diffusion, on open_clip's tokenizer and text tower (its vocabulary ships in the package)."""
+"""The CLIP text encoder of Stable Diffusion, on open_clip's tokenizer and text tower (the vocabulary ships with it)."""
 
 from dataclasses import dataclass
 from functools import cache

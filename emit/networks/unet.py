@@ -1,4 +1,4 @@
-"""The text-conditioned UNet of latent diffusion (Rombach et al., 2112.10752): estimates eps from z_t, t and the text states."""
+"""The text-conditioned UNet of latent diffusion (Rombach et al., 2112.10752): eps from z_t, t and the text states."""
 
 from dataclasses import dataclass
 

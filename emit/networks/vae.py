@@ -124,7 +124,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents, after `post_quant_conv`, to an image. `up` is numbered by level, so it is run from the last to the first."""
+    """Latents, after `post_quant_conv`, to an image. `up` is numbered by level, so it runs from the last to the first."""
 
     def __init__(self, config):
         super().__init__()

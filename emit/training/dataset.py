@@ -21,11 +21,17 @@ class DataSettings:
     channel: int | None = setting(None, "[choice] the first", help="channel of a 4D volume")
     axis: int | None = setting(None, "[choice] axial", help="slicing axis of volumes, 0 to 2")
     labels: tuple[str, ...] = setting((), "[choice] from the files", help="value:class,... in the masks, e.g. 1:spleen")
-    group: str | None = setting(None, "[choice] by layout", help="regular expression: first group in the name = patient")
+    group: str | None = setting(
+        None, "[choice] by layout", help="regular expression: first group in the name = patient"
+    )
     size: int = setting(64, "[authors' code]", paper=384, help="side of the square images in pixels")
     folds: int = setting(3, "[paper]", help="cross-validation folds")
-    splits: Path | None = setting(None, "[choice] made from the seed", help="splits.json or nnU-Net's splits_final.json")
-    validation: float = setting(0.2, "[choice] the test fold picks nothing", help="share of training cases for selection")
+    splits: Path | None = setting(
+        None, "[choice] made from the seed", help="splits.json or nnU-Net's splits_final.json"
+    )
+    validation: float = setting(
+        0.2, "[choice] the test fold picks nothing", help="share of training cases for selection"
+    )
     duplicates: float = setting(0.9, "[choice] as measured on BUSI", help="correlation from which images share a group")
     seed: int = setting(0, "[choice] any number", help="seed of splits, order and draws")
 
@@ -57,7 +63,9 @@ def choose_folds(fold, splits):
 def _read_labels(pairs):
     parts = [pair.partition(":") for pair in pairs]
     if any(not (value and name) for value, _, name in parts):
-        raise InputError(f"--labels: {','.join(pairs)} is not value:class,value:class; write for instance 1:spleen,5:liver")
+        raise InputError(
+            f"--labels: {','.join(pairs)} is not value:class,value:class; write for instance 1:spleen,5:liver"
+        )
     return {int(value) if value.isdigit() else value: name for value, _, name in parts} or None
 
 

@@ -70,6 +70,14 @@ BAD_TENSORS = {  # one fault each, and words of the message
         lambda t: changed(t, "control_model.zero_convs.1.0.bias", torch.arange(8)),
         r"zero_convs\.1\.0\.bias is of torch\.int64",
     ),
+    "two text encoders": (
+        lambda t: {
+            **t,
+            "cond_stage_model.transformer.text_model.x": t[WEIGHT] + 2,
+            "cond_stage_model.model.y": t[WEIGHT] + 1,
+        },
+        r"1 unknown names beside text, controlnet \(cond_stage_model\.model\.y, \.\.\.\)",
+    ),
     "another model": (
         lambda t: {"features.0.weight": torch.zeros(2)},
         r"1 unknown names \(features\.0\.weight, \.\.\.\)",

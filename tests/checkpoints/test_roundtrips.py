@@ -42,6 +42,7 @@ def test_single_file_with_header(tmp_path, small, header, same):
     same(found.parts, small)
     assert (found.layout, found.version, found.dtype, found.prediction) == ("single", "emit", "float32", "eps")
     assert (found.header, found.config, found.dropped, found.files) == (header, header["config"], [], [path])
+    assert path.stat().st_mode & 0o777 == 0o644  # others can read it
 
 
 def test_text_names_follow_the_version(tmp_path, small, header, same):

@@ -93,6 +93,16 @@ def test_samples_draw_separately_and_do_not_see_each_other(arm):
     assert torch.allclose(mixed[0], same[0], atol=1e-6)
 
 
+def test_stacks_leave_their_input_alone():
+    """One sample at a time, so that every subset of the transforms, none included, comes first at times."""
+    image, mask = scene(1)
+    before = image.clone(), mask.clone()
+    for seed in range(20):
+        for arm in ("deepstack", "nnunet"):
+            augment(image, mask, arm, rng(seed))
+    assert torch.equal(image, before[0]) and torch.equal(mask, before[1])
+
+
 def test_unknown_arm_is_an_input_error():
     with pytest.raises(InputError, match="choose from baseline"):
         augment(*scene(1), "Contrast", rng())
@@ -106,7 +116,7 @@ def test_contrast_scales_deviations_about_the_mean_within_the_own_range():
     image[:, :, 0, 0], image[:, :, 0, 1] = -1.0, 1.0  # wide range, so that nothing else is clamped
     factor = uniform(0.75, 1.25, 32)
     mean = image.mean((2, 3), keepdim=True)
-    ratio = ((augment(image * 1.0, mask, "contrast", rng())[0] - mean) / (image - mean))[:, 0, 5:, 5:]
+    ratio = ((augment(image, mask, "contrast", rng())[0] - mean) / (image - mean))[:, 0, 5:, 5:]
     inner = (image - mean)[:, 0, 5:, 5:].abs() > 0.05
     for got, chosen, wanted in zip(ratio, inner, factor, strict=True):
         assert torch.allclose(got[chosen], wanted, atol=1e-4)  # rounding of 1e-7 over deviations above 0.05
@@ -182,8 +192,8 @@ def test_blur_is_scipys_gaussian_away_from_the_border():
 
 
 def test_mirror_flips_exactly_and_the_mask_follows():
-    image, mask = scene(400, size=16)
-    image, mask = image + 0, torch.arange(256).reshape(16, 16).expand(400, 16, 16)
+    image, _ = scene(400, size=16)
+    mask = torch.arange(256).reshape(16, 16).expand(400, 16, 16)
     new_image, new_mask = augment(image, mask, "mirror", rng())
     counts = np.zeros((2, 2))
     for a, b, c, d in zip(image, mask, new_image, new_mask, strict=True):
@@ -259,9 +269,12 @@ def test_stacks_warp_as_often_as_stated(arm, still):
     mask = torch.tensor((rows // 3) * 22 + columns // 3).expand(600, 64, 64)  # fine enough to betray every warp
     image = torch.linspace(-1, 1, 4096).reshape(1, 1, 64, 64).expand(600, 1, 64, 64)
     _, new_mask = augment(image, mask, arm, rng())
-    share = sum(mirrored(one, mask[0]) is not None for one in new_mask) / 600
+    axes = [mirrored(one, mask[0]) for one in new_mask]
     # binomial: deviation 0.02; four of them, and some elastic draws are below a pixel
+    share = sum(one is not None for one in axes) / 600
     assert still - 0.08 < share < still + 0.08 + (0.03 if arm == "deepstack" else 0.0)
+    for one in ([], [-1], [-2], [-1, -2]):  # each a quarter, within four deviations of sqrt(0.25 x 0.75 / 300)
+        assert abs(axes.count(one) / (600 * share) - 0.25) < 0.1
 
 
 @pytest.mark.parametrize("arm", ["deepstack", "nnunet"])

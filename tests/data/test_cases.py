@@ -126,7 +126,7 @@ def write_busi_case(root, stratum="benign", number=1, masks=(WHITE,), mode="1"):
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA", "P"])
 def test_busi_masks_of_every_kind_are_one_label(tmp_path, mode):
-    write_busi_case(tmp_path, masks=(WHITE, OTHER * 255, LESION * 0), mode=mode)
+    write_busi_case(tmp_path, masks=(WHITE, OTHER * 255, LESION * 0, WHITE), mode=mode)
     (case,) = read_cases(tmp_path).cases
     assert case.mask.dtype == np.uint8
     np.testing.assert_array_equal(case.mask, LESION | OTHER)
@@ -163,7 +163,7 @@ def test_phantoms_are_read(tmp_path):
 
 @pytest.mark.parametrize("mask", [
     LESION, WHITE, LESION.astype(np.uint16) * 65535, WHITE.astype(bool), np.dstack([WHITE] * 3),
-    make_rgba(WHITE, np.full_like(WHITE, 255)), make_rgba(np.full_like(WHITE, 255), WHITE),
+    make_rgba(WHITE, WHITE * 0), make_rgba(np.full_like(WHITE, 255), WHITE),
     make_palette(LESION, [(0, 0, 0), (128, 0, 0)]), make_palette(1 - LESION, [(255, 255, 255), (0, 0, 0)]),
 ])  # fmt: skip
 def test_binary_mask_however_written(tmp_path, mask):
@@ -178,6 +178,8 @@ def test_jpeg_mask_is_thresholded(tmp_path):
         values = np.unique(np.asarray(Image.open(root / "masks" / "p1_1.JPG")))
         assert len(values) > 2  # compression did blur the borders
         np.testing.assert_array_equal(read_cases(root).cases[0].mask, LESION)
+    root = folders(tmp_path / "levels", WHITE // 5 * 3 + OTHER * 102, suffix=".jpeg", quality=95)  # 153 and 102
+    np.testing.assert_array_equal(read_cases(root).cases[0].mask, LESION)
 
 
 def test_class_numbers_palette_indices_and_labels(tmp_path):

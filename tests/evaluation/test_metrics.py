@@ -176,8 +176,8 @@ def test_each_class_is_scored_by_itself():
 @pytest.mark.parametrize(
     ("prediction", "target", "spacing", "tolerance", "message"),
     [
-        (SQUARE, SQUARE[:4], None, 1, "shape"),
-        (SQUARE[0], SQUARE[0], None, 1, "shape"),
+        (SQUARE, SQUARE[:4], None, 1, "one 2D or 3D shape"),
+        (SQUARE[0], SQUARE[0], None, 1, "one 2D or 3D shape"),
         (SQUARE * 255, SQUARE, None, 1, "labels 0..255"),
         (SQUARE, -SQUARE, None, 1, "labels -1..0"),
         (SQUARE * 0.5, SQUARE, None, 1, "float64"),
@@ -196,7 +196,7 @@ def test_misfits_are_refused(prediction, target, spacing, tolerance, message):
 FOUR = [
     (block((5, 5), (0, 1), (0, 2)), block((5, 5), (0, 1), (1, 3))),  # Dice 1/2, IoU 1/3, distances 0 0 1 1
     (block((5, 5), (0, 0)), block((5, 5), (0, 0))),
-    (block((5, 5), (0, 0)), block((5, 5), (0, 1), (0, 1))),  # missed, sqrt 8 from the centre
+    (block((5, 5), (0, 0)), block((5, 5), (0, 1), (1, 2))),  # missed, sqrt 5 from the centre
     (block((5, 5), (2, 3), (2, 3)), block((5, 5), (0, 0))),
 ]
 
@@ -220,7 +220,7 @@ def test_policies_on_one_case_of_each_kind():
         ("monai", "hd95"): (1, 1, 1, 0, 3),
         ("monai", "assd"): (INF, INF, 3, 2, 1),
         ("diffboost", "dice"): (2.5 / 4, 0.75, 4, 0, 0),
-        ("diffboost", "hd95"): ((1 + 8**0.5) / 4, 0.5, 4, 0, 0),
+        ("diffboost", "hd95"): ((1 + 5**0.5) / 4, 0.5, 4, 0, 0),
     }
     for (policy, score), values in expected.items():
         numbers = found[policy]["scores"][score]

@@ -1,5 +1,6 @@
 """Paired statistics against worked examples, enumeration and simulation."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -157,6 +158,32 @@ def test_many_cases_of_few_patients_are_few():
         scores, ["ours"], "baseline", [], np.random.default_rng(0), {"case0": 0, "case1": 0, "case2": None}
     )
     assert partly.units == 59
+    named = {"case0": "case2", "case1": "case2", "case2": None}  # a patient may bear the name of a case
+    (found,) = compare_arms(scores, ["ours"], "baseline", [], np.random.default_rng(0), named)
+    assert found.units == 59
+
+
+def test_groups_reach_both_the_rank_test_and_the_interval():
+    # 8 patients with 3 equal cases each, all gaining: p = 2 / 2^8, not 2 / 2^24.
+    gain = np.repeat(np.arange(1, 9) / 100, 3)
+    scores, groups = nest(base=gain * 0, ours=gain), {f"case{i}": i // 3 for i in range(24)}
+    (found,) = compare_arms(scores, ["ours"], "base", [], np.random.default_rng(0), groups)
+    assert found.p == pytest.approx(2 / 2**8)
+    # Deviation of 1..8 is 2.29; of a mean of 8, 0.0081; the interval is 3.92 of those, and sqrt 3 less by case.
+    assert found.high - found.low == pytest.approx(3.92 * 0.0081, rel=0.1)
+
+
+def test_verdict_rests_on_level_interval_and_direction():
+    scores, _ = simulate(np.random.default_rng(11), 0.03)
+    (gain,) = compare_arms(scores, ["ours"], "baseline", [], np.random.default_rng(0))
+    loss = replace(gain, low=-gain.high, high=-gain.low, effect=-gain.effect)
+    for found, name in ((gain, "detectable gain"), (loss, "detectable loss")):
+        assert verdict(replace(found, p_adjusted=0.049)) == name
+        assert verdict(replace(found, p_adjusted=0.051)) == "no detectable gain"
+        assert verdict(replace(found, p_adjusted=0.051, level=0.1)) == name
+        assert verdict(replace(found, effect=-found.effect)) == "no detectable gain"
+        assert verdict(replace(found, low=-0.01, high=0.01)) == "no detectable gain"
+        assert verdict(replace(found, smallest_p=0.06)) == "too few cases to tell"
 
 
 def test_best_classical_arm_is_the_second_reference():

@@ -77,6 +77,7 @@ def test_flags_of_every_type(words, name, value):
     [
         (["--lrr", "1"], "--lrr: unknown setting; did you mean --lr?"),
         (["--batch", "1"], "--batch: unknown setting; did you mean --batch-size?"),  # abbreviated
+        (["--s", "cosine"], "--s: unknown setting; did you mean --schedule?"),
         (["--batch_size", "1"], "--batch_size: unknown setting; did you mean --batch-size?"),
         (["--no-emma"], "--no-emma: unknown setting; did you mean --no-ema?"),
         (["--xylophone", "1"], "--xylophone: unknown setting; see --help"),

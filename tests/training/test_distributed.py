@@ -24,9 +24,9 @@ def test_the_pieces_of_a_batch_are_the_batch(parts):
 
 def test_buckets_hold_every_tensor_once_and_stay_small(monkeypatch):
     monkeypatch.setattr(distributed, "BUCKET", 10)
-    tensors = [torch.zeros(size) for size in (4, 6, 1, 25, 2, 3)]
+    tensors = [torch.zeros(size) for size in (11, 4, 6, 1, 25, 2, 3)]
     buckets = [[tensor.numel() for tensor in bucket] for bucket in distributed._buckets(tensors)]
-    assert buckets == [[4, 6], [1], [25], [2, 3]]  # only a single tensor may be larger than a bucket
+    assert buckets == [[11], [4, 6], [1], [25], [2, 3]]  # only a single tensor may be larger than a bucket
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x"])

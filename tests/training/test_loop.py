@@ -90,6 +90,7 @@ def test_the_run_uses_the_learning_rate_of_its_step(tmp_path):
     moves = [before - after for before, after in pairwise(places)]
     assert moves == pytest.approx(rates, rel=1e-5)  # float32, and AdamW's 1e-8 in the denominator
     assert [line["lr"] for line in read_log(tmp_path)] == pytest.approx(rates, rel=1e-12)
+    assert [line["gradient_norm"] for line in read_log(tmp_path)] == [1, 1, 1, 1]  # none is left from the step before
 
 
 # ---- one step
@@ -182,13 +183,13 @@ def test_each_step_has_its_own_draws_and_the_seed_makes_them(tmp_path):
     def draw(folder, seed):
         run = start(folder, module := make_weight(1.0), seed=seed, steps=3)
         draws = []
-        for _, batch in run.steps(Numbers(noise=1.0)):
-            draws.append((torch.randn(1, generator=run.rng).item(), batch.sum().item()))
+        for _, batch in run.steps(Numbers(samples=1, noise=1.0)):  # sample 0 is 0: the batch is noise alone
+            draws += [torch.randn(1, generator=run.rng).item(), batch.sum().item()]
             run.update(module.weight.sum())
         return draws
 
     first = draw(tmp_path / "1", 0)
-    assert len(set(first)) == 3
+    assert len(set(first)) == 6
     assert draw(tmp_path / "2", 0) == first
     assert not set(draw(tmp_path / "3", 1)) & set(first)
 
@@ -307,6 +308,6 @@ def test_only_what_is_trained_is_kept(tmp_path):
     assert list(state["weights"]) == ["m.2.weight", "m.2.bias"]
     assert torch.equal(network[0].weight, frozen)
     assert list(start(tmp_path / "2", network, parameters=[network[2].bias]).named) == ["m.2.bias"]
-    for wrong in ([], [torch.nn.Parameter(torch.ones(1))], [network[0].bias]):  # none, foreign, frozen
+    for wrong in ([], [network[2].bias, torch.nn.Parameter(torch.ones(1))], [network[0].bias]):  # none, foreign, frozen
         with pytest.raises(ValueError, match="trained parameters"):
             start(tmp_path / "3", network, parameters=wrong)

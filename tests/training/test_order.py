@@ -41,9 +41,27 @@ def test_prefetch_works_ahead_but_not_far():
     begun = []
     batches = prefetch(begun.append, iter(range(100)), workers=2)
     next(batches)
-    time.sleep(0.05)
-    assert 2 <= len(begun) <= 5  # the first, and two for each worker
+    limit = time.monotonic() + 10
+    while len(begun) < 5 and time.monotonic() < limit:
+        time.sleep(0.001)
+    time.sleep(0.02)
+    assert sorted(begun) == [0, 1, 2, 3, 4]  # the first, and two for each worker
     batches.close()
+
+
+def test_prefetch_begins_nothing_after_its_end():
+    begun = []
+
+    def load(job):
+        begun.append(job)
+        time.sleep(0.01)
+
+    batches = prefetch(load, iter(range(100)), workers=1)
+    next(batches)
+    batches.close()
+    seen = len(begun)
+    time.sleep(0.04)
+    assert len(begun) == seen <= 2
 
 
 def test_prefetch_hands_on_the_error_and_ends_its_threads():

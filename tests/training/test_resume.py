@@ -166,7 +166,9 @@ def test_other_data_is_another_run(tmp_path):
 
 def test_another_model_or_a_damaged_state_is_refused(tmp_path):
     train(tmp_path)
-    for other in (torch.nn.Linear(2, 5), torch.nn.Sequential(torch.nn.Linear(2, 5))):
+    wider = make_network()
+    wider[3] = torch.nn.Linear(5, 3)
+    for other in (torch.nn.Linear(2, 5), wider):  # other names; one other size
         with pytest.raises(InputError, match="holds another model's weights"):
             Run(tmp_path, {"network": other}, resume=True, **SETTINGS)
     (tmp_path / "state.pt").write_bytes(b"nonsense")
