@@ -190,13 +190,13 @@ def draw_septa(canvas, rng, curves):
 
 def draw_distractors(canvas, rng, curves, fat):
     """Draw what misleads: dark fat lobules within the gland, in some pictures a small black cyst or a shadow."""
-    for _ in range(rng.integers(0, 4)):
+    for _ in range(rng.integers(0, 3)):
         x, y = draw_place(rng, canvas, curves)
         a = rng.uniform(0.12, 0.34)
         lobule = canvas.blob(x, y, a, a * rng.uniform(0.3, 0.5), rng.normal(0, 0.3), draw_wave(rng, 0.08, 2, 4))
         canvas.properties[0] += 3 * np.clip(1.5 - np.abs(lobule - 1), 0, 1)
-        canvas.paint(lobule, (fat, 4, 6))
-    if rng.random() < 0.25:
+        canvas.paint(lobule, (fat + 5, 4, 6))
+    if rng.random() < 0.2:
         x, y = draw_place(rng, canvas, curves)
         a = rng.uniform(0.07, 0.13)
         canvas.paint(canvas.blob(x, y, a, a * rng.uniform(0.8, 1.0)), (-58, 0, -60))
@@ -212,13 +212,13 @@ def draw_place(rng, canvas, curves):
 
 
 def draw_lesion(canvas, rng, pathology, curves, gland):
-    """Paint one lesion, 8 to 22 dB darker than the gland, and return its mask (H, W) uint8."""
+    """Paint one lesion, 13 to 25 dB darker than the gland, and return its mask (H, W) uint8."""
     x, y = draw_place(rng, canvas, curves)
-    level = gland - rng.uniform(8, 22)
+    level = gland - rng.uniform(13, 25)
     if pathology == "benign":
         a = rng.uniform(0.2, 0.45)
         outline = canvas.blob(x, y, a, a * rng.uniform(0.5, 0.72), rng.normal(0, 0.12), draw_wave(rng, 0.03, 2, 3))
-        canvas.paint(outline, (level, 3, -rng.uniform(10, 40)), soft=1.5)
+        canvas.paint(outline, (level, 3, -rng.uniform(10, 30)), soft=1.5)
     else:
         a = rng.uniform(0.18, 0.34)
         wave = draw_wave(rng, 0.06, 2, 4) + draw_wave(rng, 0.08, 5, 8)
@@ -271,7 +271,7 @@ def draw_ct(size, patient, z, rng):
     canvas = Canvas(size, (AIR, 0), patient["stretch"])
     cut = {name: one.cut(canvas, z) for name, one in organ.items()}
     table = canvas.blob(0, 0.35, 1.15, 0.95)
-    canvas.paint(np.maximum(np.maximum(table, -table - size / 45), canvas.distance(0.95 - canvas.y)), (-30, 0))
+    canvas.paint(np.maximum(np.maximum(table, -table - size / 30), canvas.distance(0.95 - canvas.y)), (-30, 0))
     canvas.paint(cut["body"], (FAT, 8))
     canvas.paint(organ["body"].cut(canvas, z, fat), (MUSCLE, 25))
     cavity = organ["body"].cut(canvas, z, fat + 0.1)
@@ -291,7 +291,7 @@ def draw_ct(size, patient, z, rng):
     inner = dome + size / 40
     stomach = np.maximum(cut["stomach"], inner)
     liver = np.maximum(np.minimum(cut["liver"], cut["left lobe"]), inner)
-    medial = canvas.blob(organ["left kidney"].x - 0.16, organ["left kidney"].y, 0.3, 0.45)
+    medial = canvas.blob(organ["left kidney"].x - 0.2, organ["left kidney"].y, 0.25, 0.35)
     neighbours = np.min((stomach, cut["left kidney"], medial), axis=0)
     spleen = np.max((cut["spleen"], inner, size / 40 - neighbours), axis=0)
     canvas.paint(liver, (hu["liver"], 5))

@@ -125,7 +125,10 @@ def write_phantoms(root, size=64, seed=0, pretrain=900, busi=60, patients=8):
         raise InputError(f"{root}: exists and is not an empty folder; name a new one")
     if size < 32 or min(pretrain, busi, patients) < 0:
         raise InputError(f"{root}: size {size} or a count is too small; take a size of at least 32 and counts >= 0")
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{root}: cannot be made ({error.strerror}); name another folder") from error
     with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=root) as scratch:
         scratch = Path(scratch)
         trees = ["radiology_ai", "boundaries", "BUSI", "Task09_Spleen", "Task05_Prostate"]

@@ -34,7 +34,7 @@ STYLE = {
 
 
 def save_rows(path, rows, titles=(), caption=""):
-    """Save a grid of images: rows = {label: images (B, H, W) or (B, 1, H, W)}, grey; each image on its own scale of the row.
+    """Save a grid of grey images: rows = {label: images (B, H, W) or (B, 1, H, W) in [-1, 1], or in [0, 1]}.
 
     titles: one per column. caption: one line under the grid, such as the settings that made it.
     """
@@ -81,7 +81,8 @@ def save_contours(path, examples, classes, stamp=""):
             strokes = [STROKES[i % len(STROKES)] for i in range(len(classes) - 1)]
             keys += [Line2D([], [], color="black", linestyle=stroke) for stroke in strokes]
             names += classes[1:]
-        figure.legend(keys, names, loc="outside lower center", ncols=len(keys), fontsize=7, facecolor="#BBBBBB", frameon=True)
+        frame = {"frameon": True, "facecolor": "#BBBBBB", "edgecolor": "none"}
+        figure.legend(keys, names, loc="outside lower center", ncols=len(keys), fontsize=7, **frame)
 
 
 def save_paired(path, scores, label="Dice", stamp=""):
@@ -132,9 +133,9 @@ def save_curves(path, curves, stamp=""):
 
 
 def save_sweep(path, xs, means, spreads, label, score="Dice", stamp=""):
-    """Save a score against one setting: xs its values, means {arm: score at each}, spreads {arm: half the bar's length}.
+    """Save a score against one setting: xs its values; means, spreads (half the bar's length): {arm: one for each x}.
 
-    label: what xs is, such as "generated images per case". Arms stand a little apart so that bars do not cover each other.
+    label: what xs is, such as "generated images per case". Arms stand a little apart, lest bars cover each other.
     """
     positions = np.arange(len(xs), dtype=float)
     with _draw(path, 1, 1, 4.2, 2.6, stamp) as (figure, axes):
@@ -188,7 +189,8 @@ def _draw(path, rows, columns, width, height, stamp="", height_ratios=None, **op
 
 
 def _label_row(axis, label):
-    axis.text(-0.06, 0.5, label, rotation=90, ha="right", va="center", multialignment="center", fontsize=7, transform=axis.transAxes)
+    place = {"ha": "right", "va": "center", "multialignment": "center", "rotation": 90}
+    axis.text(-0.06, 0.5, label, fontsize=7, transform=axis.transAxes, **place)
 
 
 def _outline(axis, labels, classes, colour):
@@ -214,6 +216,6 @@ def _draw_pair(axis, start, end):
 
 
 def _draw_box(axis, values, position, colour):
-    lines = dict.fromkeys(("boxprops", "whiskerprops", "capprops"), {"color": colour, "linewidth": 0.8})
-    middle = {"color": colour, "linewidth": 1.6}
-    axis.boxplot(values, positions=[position], widths=0.28, showfliers=False, medianprops=middle, manage_ticks=False, **lines)
+    style = {part: {"color": colour, "linewidth": 0.8} for part in ("boxprops", "whiskerprops", "capprops")}
+    style["medianprops"] = {"color": colour, "linewidth": 1.6}
+    axis.boxplot(values, positions=[position], widths=0.28, showfliers=False, manage_ticks=False, **style)

@@ -248,7 +248,7 @@ def test_groups_come_from_file_names(tmp_path):
     groups = {case.id: case.group for case in read_cases(tmp_path).cases}
     assert groups == {"10024_spleen_59": "59", "10003_spleen_26": "26", "100005_18": "100005", "100005_25": "100005",
                       "img_7": "img_7", "Müller_2": "Müller_2"}  # fmt: skip
-    groups = {case.id: case.group for case in read_cases(tmp_path, group=r"^([^_]+)").cases}
+    groups = {case.id: case.group for case in read_cases(tmp_path, group=r"^([^_]+)_").cases}
     assert groups["10024_spleen_59"] == "10024" and groups["Müller_2"] == "Müller"
     with pytest.raises(InputError, match=r"100005_18: .*spleen"):
         read_cases(tmp_path, group="spleen")

@@ -76,6 +76,25 @@ def test_groups_of_mixed_size_and_stratum_are_balanced():
         assert Counter(name[0] for name in split.test) == {"a": 8, "b": 8}
 
 
+def test_large_groups_are_dealt_first():
+    sizes = [12] * 3 + [1] * 12
+    cases = [make_case(f"g{g}/{i}", f"g{g}") for g, n in enumerate(sizes) for i in range(n)]
+    for seed in range(10):
+        assert [len(split.test) for split in make_splits(cases, seed=seed)] == [16, 16, 16]
+
+
+def test_a_rare_stratum_counts_as_much_as_a_frequent_one():
+    """Frequent cases per group 62, 50, 50, 10, 10, 10; the last three hold the rare ones, which go to three folds.
+
+    By hand, for the last group: to the fold of 62, (72 - 64)^2 - (62 - 64)^2 = 60, to one of 60 frequent and 1 rare,
+    (70 - 64)^2 - (60 - 64)^2 = 20. Divided by the target 64, and the rare by theirs, 1: 60/64 - 1 < 20/64 + 1.
+    """
+    cases = [make_case(f"g{g}/{i}", f"g{g}", "often") for g, n in enumerate((62, 50, 50, 10, 10, 10)) for i in range(n)]
+    cases += [make_case(f"g{g}/rare", f"g{g}", "rare") for g in (3, 4, 5)]
+    for split in make_splits(cases):
+        assert sum(name.endswith("rare") for name in split.test) == 1
+
+
 def test_splits_depend_on_the_seed_and_not_on_the_order():
     cases = draw_cases(np.random.default_rng(5))
     assert make_splits(cases, seed=1) == make_splits(cases[::-1], seed=1)
@@ -167,7 +186,7 @@ def save_tree(root, pictures):
 def test_content_hash_sees_through_name_format_and_depth(tmp_path):
     picture = make_picture(0)
     other = picture.copy()
-    other[20, 30] ^= 64
+    other[20, 30] ^= 1
     cases = save_tree(tmp_path, {
         "a.png": picture, "b.tif": picture, "c.bmp": picture, "d.png": Image.fromarray(picture).convert("RGBA"),
         "e.png": picture.astype(np.uint16) * 257, "f.png": picture // 2 * 2 + 1, "g.png": other, "h.png": picture.T,
@@ -179,7 +198,9 @@ def test_content_hash_sees_through_name_format_and_depth(tmp_path):
 def test_near_duplicates_are_found_and_chained(tmp_path):
     a, b, c = (make_picture(seed).astype(float) for seed in range(3))
     noise = np.random.default_rng(9).normal(0, 4, a.shape)
+    dark = [np.random.default_rng(seed).random((48, 64)) ** 40 * 255 for seed in (10, 11)]  # unlike, but for the dark
     pictures = {
+        "dark.png": dark[0], "dark_too.png": dark[1],
         "a.png": a, "a_copy.png": a, "a_noisy.png": a + noise, "a_dark.png": a * 0.7 + 20,
         "a_small.png": np.asarray(Image.fromarray(a.astype(np.uint8)).resize((40, 30))).astype(float),
         "b.png": b, "b_next.png": 0.75 * b + 0.25 * c, "b_far.png": 0.5 * b + 0.5 * c, "c.png": c,
@@ -193,7 +214,8 @@ def test_near_duplicates_are_found_and_chained(tmp_path):
         parts.setdefault(group, set()).add(name.removeprefix("US/gb/"))
     # corr(b, 3b/4 + c/4) = 0.95, corr(3b/4 + c/4, b/2 + c/2) = 0.89 for uncorrelated b and c of equal variance
     assert sorted(map(sorted, parts.values())) == [
-        ["a", "a_copy", "a_dark", "a_noisy", "a_small"], ["b", "b_next"], ["b_far"], ["blank"], ["c"], ["white"],
+        ["a", "a_copy", "a_dark", "a_noisy", "a_small"], ["b", "b_next"], ["b_far"], ["blank"], ["c"],
+        ["dark"], ["dark_too"], ["white"],
     ]  # fmt: skip
     assert groups["US/gb/a_small"] == "US/gb/a"
     chained = near_duplicate_groups(list(cases.values()), threshold=0.6)  # b and c are now joined through b_far
@@ -203,7 +225,7 @@ def test_near_duplicates_are_found_and_chained(tmp_path):
 
 
 def test_near_duplicates_join_whole_groups():
-    a, b = (make_picture(seed).astype(np.float32) / 128 - 1 for seed in (0, 1))
-    cases = [make_case("p2/0", "p2", image=a), make_case("p1/0", "p1", image=b), make_case("p2/1", "p2", image=-b),
-             make_case("p3/0", "p3", image=a.copy())]  # fmt: skip
-    assert near_duplicate_groups(cases) == {"p2/0": "p2", "p2/1": "p2", "p3/0": "p2", "p1/0": "p1"}
+    a, b, c = (make_picture(seed).astype(np.float32) / 128 - 1 for seed in range(3))
+    cases = [make_case("p3/0", "p3", image=a), make_case("p2/0", "p2", image=a.copy()), make_case("p2/1", "p2", image=b),
+             make_case("p1/0", "p1", image=b.copy()), make_case("p4/0", "p4", image=c)]  # fmt: skip
+    assert near_duplicate_groups(cases) == {"p3/0": "p1", "p2/0": "p1", "p2/1": "p1", "p1/0": "p1", "p4/0": "p4"}

@@ -76,5 +76,8 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     for part in ("weights", "ema"):
         # Sums in another order: relative error about 1e-6 in a gradient, times lr 0.01 for each of 6 steps.
         torch.testing.assert_close(one[part], two[part], rtol=0, atol=1e-6)
-    lines = [(tmp_path / name / "log.jsonl").read_text().count("\n") for name in ("one", "two")]
-    assert lines == [6, 6]  # rank 1 wrote nothing
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("one", "two")]
+    assert [len(log) for log in logs] == [6, 6]  # rank 1 wrote nothing
+    for alone, shared in zip(*[map(json.loads, log) for log in logs], strict=True):
+        for name in ("loss", "gradient_norm"):  # AdamW after clipping would forgive a sum in place of a mean
+            assert alone[name] == pytest.approx(shared[name], rel=1e-5)

@@ -1,0 +1,312 @@
+"""The phantoms: the same seed the same files, labels and boundaries that agree, physics with known statistics."""
+
+import hashlib
+import json
+from itertools import pairwise
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from emit.data import anatomy, phantom
+from emit.errors import InputError
+
+COUNTS = {"pretrain": 18, "busi": 24, "patients": 3}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantoms")
+    phantom.write_phantoms(folder, seed=3, **COUNTS)
+    return folder
+
+
+def hash_files(folder, pattern="**/*"):
+    files = sorted(path for path in folder.glob(pattern) if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def draw(modality, pathology, patients, **settings):
+    numbers = range(patients)
+    return [p for n in numbers for p in phantom.draw_patient(modality, "labelled", n, pathology, **settings)]
+
+
+def test_same_seed_same_files_other_seed_other_files(root, tmp_path):
+    phantom.write_phantoms(tmp_path / "again", seed=3, **COUNTS)
+    phantom.write_phantoms(tmp_path / "other", seed=4, **COUNTS)
+    first, again, other = hash_files(root), hash_files(tmp_path / "again"), hash_files(tmp_path / "other")
+    assert first == again
+    images = [name for name in first if "mask" not in name and not name.endswith(".json") and "labelsTr" not in name]
+    assert len(images) == 18 + 18 + 24 + 3 + 3
+    assert all(first[name] != other[name] for name in images)
+
+
+def test_no_picture_is_in_two_populations(root):
+    """The first benign breast and the first CT and MR patients have the same number in both populations."""
+    pretrain, labelled = hash_files(root / "radiology_ai"), hash_files(root / "BUSI")
+    assert not set(pretrain.values()) & set(labelled.values())
+    assert len(set(pretrain.values())) == 18
+    for modality, pathology in (("CT", "normal"), ("MR", "lesion")):
+        one, two = (phantom.draw_patient(modality, p, 0, pathology) for p in (phantom.PRETRAIN, phantom.LABELLED))
+        assert all((a.mask != b.mask).any() for a, b in zip(one[2:5], two[2:5], strict=True))
+
+
+@pytest.mark.parametrize("modality", ["US", "CT", "MR"])
+@pytest.mark.parametrize(("size", "patients"), [(64, 4), (128, 1)])
+def test_contour_of_mask_lies_on_boundary(modality, size, patients):
+    """At least 95 % of the contour's pixels lie within 1.5 pixels of a boundary of full strength (over 0.5)."""
+    hit = []
+    for pathology in phantom.PATHOLOGIES[modality]:
+        for picture in draw(modality, pathology, patients, size=size):
+            far = ndimage.distance_transform_edt(picture.boundary < 0.5)
+            for label in range(1, picture.mask.max() + 1):
+                region = picture.mask >= label
+                contour = region & ~ndimage.binary_erosion(region, border_value=1)
+                hit.extend(far[contour] <= 1.5)
+    assert len(hit) > 300
+    assert np.mean(hit) > 0.95
+
+
+def test_boundary_is_thin_and_sparse():
+    """Lines are 1 to 2 pixels wide, so less than half of a picture is boundary; a straight line is 1.5 +- 0.25 wide."""
+    canvas = anatomy.Canvas(64, (0,))
+    canvas.paint(canvas.distance(canvas.x - 0.01 + 0 * canvas.y), (1,))
+    assert canvas.boundary.sum(axis=1) == pytest.approx(np.full(64, 1.5), abs=0.25)
+    for modality, limit in (("US", 0.25), ("CT", 0.5), ("MR", 0.5)):
+        boundaries = [picture.boundary for picture in draw(modality, "normal", 2)]
+        assert 0.02 < np.mean(boundaries) < limit
+
+
+def test_blob_is_a_signed_distance():
+    """A circle's distance is known: |r - R| to 0.1 pixel within 4 pixels of it, where it is used."""
+    canvas = anatomy.Canvas(64, (0,))
+    exact = (np.hypot(canvas.x - 0.1, canvas.y + 0.2) - 0.5) * 32
+    found = canvas.blob(0.1, -0.2, 0.5, 0.5)
+    near = np.abs(exact) < 4
+    assert np.abs(found - exact)[near].max() < 0.1
+
+
+def test_hounsfield_units_of_tissues():
+    """Means over a patient's tissue, eroded by a pixel, stay within the documented range +- 6 HU.
+
+    The noise has sigma <= 18 HU over some 100 grains of spleen and liver: standard error under 2 HU.
+    """
+    for number in range(4):
+        pictures = phantom.draw_patient("CT", "labelled", number, "normal")
+        image = np.stack([picture.image[0] for picture in pictures])
+        spleen = np.stack([ndimage.binary_erosion(picture.mask) for picture in pictures])
+        assert 48 - 6 < image[spleen].mean() < 120 + 6
+        assert 58 - 6 < np.median(image[3, 26:34, 14:20]) < 110 + 6  # the liver, on the picture's left
+        assert image[:, :4, :4].mean() == pytest.approx(-1000, abs=10)
+        ribs = np.sort(image[:, :, :22], axis=None)[-20:]  # right of the spine; 450, sigma of texture and noise 63
+        assert 420 < ribs.min() < 600
+        assert image[3, 17:32, 36:48].min() == pytest.approx(-950, abs=75)  # gas in the stomach, 4 sigma of the noise
+
+
+def test_spleen_is_left_of_the_patient_and_grows_with_splenomegaly():
+    volumes = {}
+    for pathology in ("normal", "splenomegaly"):
+        masks = [picture.mask for picture in draw("CT", pathology, 4)]
+        assert np.mean([ndimage.center_of_mass(mask)[1] for mask in masks if mask.any()]) > 40  # columns 0..63
+        volumes[pathology] = np.sum(masks)
+    assert volumes["splenomegaly"] > 1.3 * volumes["normal"]  # radii times 1.35, cut by the neighbours
+
+
+def test_slices_of_a_volume_belong_together():
+    """Neighbouring slices of one patient overlap more than the same slices of two patients."""
+    one, two = (phantom.draw_patient("MR", "labelled", number, "normal") for number in (0, 1))
+
+    def dice(a, b):
+        return 2 * ((a.mask > 0) & (b.mask > 0)).sum() / ((a.mask > 0).sum() + (b.mask > 0).sum())
+
+    within = [dice(a, b) for a, b in pairwise(one[1:5])]
+    assert min(within) > 0.85
+    difference = [np.abs(a.image[0] - b.image[0]).mean() for a, b in pairwise(one[1:5])]
+    strangers = [np.abs(a.image[0] - b.image[0]).mean() for a, b in zip(one[1:4], two[1:4], strict=True)]
+    assert np.mean(difference) < 0.8 * np.mean(strangers)
+
+
+def test_speckle_is_rayleigh():
+    """Mean / std of a Rayleigh amplitude is sqrt(pi / (4 - pi)) = 1.913, its rms 1, its median sqrt(ln 2).
+
+    400 x 400 pixels hold about 400^2 / (4 pi 0.9 1.4) = 10,000 independent grains: the ratio is known to 1 %, 3 sigma.
+    """
+    speckle = anatomy.make_speckle(np.random.default_rng(0), 400)
+    assert speckle.mean() / speckle.std() == pytest.approx(np.sqrt(np.pi / (4 - np.pi)), rel=0.03)
+    assert np.sqrt(np.mean(speckle**2)) == pytest.approx(1, rel=0.03)
+    assert np.median(speckle) == pytest.approx(np.sqrt(np.log(2)), rel=0.03)
+
+
+def test_speckle_grain_is_two_to_three_pixels_wide():
+    """The intensity's autocorrelation falls to a half at 2 to 4 pixels, full width, across the beam."""
+    intensity = anatomy.make_speckle(np.random.default_rng(1), 256) ** 2
+    intensity -= intensity.mean()
+    correlation = [np.mean(intensity * np.roll(intensity, shift, axis=1)) for shift in range(5)]
+    half = np.interp(-0.5 * correlation[0], -np.array(correlation), range(5))
+    assert 2 < 2 * half < 4
+
+
+def test_rician_background_and_signal():
+    """Without signal the mean is sigma sqrt(pi / 2); at signal 20 sigma it is the signal + sigma^2 / (2 signal)."""
+    rng = np.random.default_rng(0)
+    dark = anatomy.add_rician(rng, np.zeros((300, 300)), 25.0)
+    assert dark.mean() == pytest.approx(25 * np.sqrt(np.pi / 2), rel=0.02)
+    assert (dark**2).mean() == pytest.approx(2 * 25**2, rel=0.03)
+    bright = anatomy.add_rician(rng, np.full((300, 300), 500.0), 25.0)
+    assert bright.mean() == pytest.approx(500 + 25**2 / 1000, abs=0.6)
+    assert bright.std() == pytest.approx(25, rel=0.03)
+
+
+def test_bias_field_is_smooth_and_bounded():
+    """|b - 1| <= 0.3 and |db/dx| <= 0.3 * 1.5 per half width, the largest frequency drawn."""
+    ranges = []
+    for seed in range(20):
+        bias = anatomy.make_bias(np.random.default_rng(seed), 64)
+        assert np.abs(bias - 1).max() <= 0.3
+        assert np.abs(np.diff(bias, axis=0)).max() * 63 / 2 <= 0.3 * 1.5 + 1e-9
+        assert np.abs(np.diff(bias, axis=1)).max() * 63 / 2 <= 0.3 * 1.5 + 1e-9
+        ranges.append(np.ptp(bias))
+    assert np.mean(ranges) > 0.1
+
+
+def measure_extent(mask):
+    rows, columns = np.nonzero(mask)
+    return np.ptp(rows) + 1, np.ptp(columns) + 1
+
+
+def find_inner_lesions(pathology, patients):
+    """Lesions that the picture's sides do not cut."""
+    for picture in draw("US", pathology, patients, count=1):
+        for mask in picture.masks:
+            if not (mask[:, :2].any() or mask[:, -2:].any() or mask[-2:].any()):
+                yield picture, mask
+
+
+def test_benign_is_wider_than_tall_and_malignant_taller():
+    for _, mask in find_inner_lesions("benign", 25):
+        height, width = measure_extent(mask)
+        assert width > height
+    taller = [np.subtract(*measure_extent(mask)) > 0 for _, mask in find_inner_lesions("malignant", 25)]
+    assert np.mean(taller) > 0.8  # the ragged outline may widen a few
+
+
+def measure_behind(pathology):
+    """Mean grey value straight below a lesion minus that at the same depth beside it, by more than 4 pixels."""
+    found = []
+    for picture, mask in find_inner_lesions(pathology, 40):
+        rows, columns = np.nonzero(mask)
+        behind = picture.image[0, rows.max() + 3 : rows.max() + 11]
+        middle = round(columns.mean())
+        beside = np.ones(64, bool)
+        beside[max(columns.min() - 4, 0) : columns.max() + 5] = False
+        if len(behind) >= 4 and beside.sum() >= 10 and len(picture.masks) == 1:
+            found.append(behind[:, middle - 3 : middle + 4].mean() - behind[:, beside].mean())
+    assert len(found) >= 10
+    return np.array(found)
+
+
+def test_malignant_casts_a_shadow_and_benign_enhances():
+    """Attenuation 35 to 90 dB over the picture times a height of 0.3 is 10 to 27 dB, 0.17 to 0.45 grey, less the cut.
+
+    A benign lesion, 0.2 high, gains 2 to 6 dB and spares the gland's 2: 0.06 to 0.13 grey.
+    """
+    shadow, enhancement = measure_behind("malignant"), measure_behind("benign")
+    assert np.mean(shadow < 0) > 0.85
+    assert shadow.mean() < -0.1
+    assert enhancement.mean() > 0.06
+
+
+def test_normal_breast_has_no_lesion_and_others_have():
+    assert not any(picture.mask.any() for picture in draw("US", "normal", 5))
+    for pathology in ("benign", "malignant"):
+        pictures = draw("US", pathology, 30, count=1)
+        assert all(mask.any() for picture in pictures for mask in picture.masks)
+        assert any(len(picture.masks) == 2 for picture in pictures)
+
+
+def test_pretraining_tree(root):
+    images, boundaries = root / "radiology_ai", root / "boundaries"
+    names = {str(path.relative_to(images)) for path in images.glob("**/*.png")}
+    assert len(names) == 18
+    assert names == {str(path.relative_to(boundaries)) for path in boundaries.glob("**/*.png")}
+    assert {name.split("/")[0] for name in names} == {"US", "CT", "MR"}
+    assert {tuple(name.split("/")[:2]) for name in names} == {("US", "breast"), ("CT", "abd"), ("MR", "prostate")}
+    for name in names:
+        for tree in (images, boundaries):
+            with Image.open(tree / name) as file:
+                assert (file.mode, file.size) == ("L", (64, 64))
+                assert np.ptp(np.asarray(file)) > 150
+
+
+def test_busi_tree(root):
+    """The mix of 24 is 13 benign, 6 malignant, 5 normal; some masks are RGB or RGBA; all are 0 or 255."""
+    modes = set()
+    for pathology, number in (("benign", 13), ("malignant", 6), ("normal", 5)):
+        folder = root / "BUSI" / pathology
+        assert len([path for path in folder.iterdir() if "_mask" not in path.name]) == number
+        for i in range(1, number + 1):
+            masks = sorted(folder.glob(f"{pathology} ({i})_mask*.png"))
+            assert masks[0].name == f"{pathology} ({i})_mask.png"
+            (picture,) = phantom.draw_patient(
+                "US", "labelled", {"benign": -1, "malignant": 12, "normal": 18}[pathology] + i, pathology, 64, 3, 1
+            )
+            assert len(masks) == len(picture.masks)
+            for path, expected in zip(masks, picture.masks, strict=True):
+                with Image.open(path) as file:
+                    modes.add(file.mode)
+                    assert np.array_equal(np.asarray(file.convert("L")), expected * 255)
+    assert modes == {"1", "RGB", "RGBA"}
+
+
+@pytest.mark.parametrize(
+    ("task", "shape", "spacing", "labels"),
+    [
+        ("Task09_Spleen", (64, 64, 6), (6.25, 6.25, 12), {"0": "background", "1": "spleen"}),
+        ("Task05_Prostate", (64, 64, 6, 2), (2.5, 2.5, 6), {"0": "background", "1": "PZ", "2": "TZ"}),
+    ],
+)
+def test_decathlon_trees(root, task, shape, spacing, labels):
+    about = json.loads((root / task / "dataset.json").read_text())
+    assert about["labels"] == labels
+    assert about["modality"] == ({"0": "CT"} if len(shape) == 3 else {"0": "T2", "1": "ADC"})
+    assert about["numTraining"] == len(about["training"]) == 3
+    for pair in about["training"]:
+        image, label = (nibabel.load(root / task / pair[part]) for part in ("image", "label"))
+        assert image.shape == shape
+        assert label.shape == shape[:3]
+        assert image.header.get_zooms()[:3] == pytest.approx(spacing)
+        assert nibabel.aff2axcodes(image.affine) == nibabel.aff2axcodes(label.affine) == ("L", "P", "S")
+        assert set(np.unique(label.dataobj)) == {int(key) for key in labels}
+    if task == "Task09_Spleen":  # the spleen is on the patient's left: x, pointing left, above the middle
+        assert np.nonzero(np.asarray(label.dataobj))[0].mean() > 40
+    else:  # diffusion is freer in the peripheral than in the central zone
+        zones, adc = np.asarray(label.dataobj), np.asarray(image.dataobj)[..., 1]
+        assert np.median(adc[zones == 1]) > np.median(adc[zones == 2]) + 100
+        assert adc.max() == pytest.approx(2700, rel=0.2)  # urine; its T2 signal is below 960 x 1.3
+
+
+@pytest.mark.parametrize("settings", [{"size": 16}, {"busi": -1}, {"pretrain": -3}])
+def test_bad_numbers_are_refused(tmp_path, settings):
+    with pytest.raises(InputError, match="too small"):
+        phantom.write_phantoms(tmp_path / "new", **settings)
+    assert not (tmp_path / "new").exists()
+
+
+def test_full_folder_and_file_are_refused(tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    for path in (tmp_path, tmp_path / "mine.txt", tmp_path / "mine.txt" / "below"):
+        with pytest.raises(InputError, match=r"not an empty folder|cannot be made"):
+            phantom.write_phantoms(path)
+    assert (tmp_path / "mine.txt").read_text() == "keep"
+
+
+def test_interrupted_run_leaves_no_tree(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("power cut")
+
+    monkeypatch.setattr(phantom, "write_busi", fail)
+    with pytest.raises(RuntimeError, match="power cut"):
+        phantom.write_phantoms(tmp_path / "new", pretrain=3, busi=1, patients=1)
+    assert list((tmp_path / "new").iterdir()) == []

@@ -1,0 +1,108 @@
+"""What makes a ControlNet safe to train: it starts without effect, and learns from the outside in."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from emit.model import SD15, SD21
+from emit.networks.controlnet import ControlNet
+from emit.networks.unet import UNet
+from tests.golden.files import SD1, original, read_golden, read_manifest, shapes_of
+
+
+@pytest.mark.parametrize(("sizes", "manifest"), [(SD15, "sd15_controlnet_ldm"), (SD21, "sd21_controlnet_ldm")])
+def test_names_and_shapes_are_the_public_ones(sizes, manifest):
+    with torch.device("meta"):
+        shapes, count = shapes_of(ControlNet(sizes.unet))
+    assert shapes == read_manifest(manifest, "control_model.")
+    assert len(shapes) == 340
+    assert sizes is not SD15 or count == 361_279_120
+
+
+@pytest.fixture
+def nets():
+    """A UNet with the golden weights, so that its own zero layers are random, and a ControlNet copied from it."""
+    unet = UNet(SD1.unet)
+    unet.load_state_dict(original("unet", read_golden("unet_sd1")[1]["unet"]))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # for the layers of ControlNet that are new
+        return unet, ControlNet(SD1.unet).copy_encoder(unet)
+
+
+@pytest.fixture
+def inputs():
+    stored, _ = read_golden("unet_sd1")
+    return [stored[name] for name in ("z_t", "t", "context", "hint")]
+
+
+def test_at_the_start_nothing_changes(nets, inputs):
+    unet, controlnet = nets
+    *args, hint = inputs
+    with torch.no_grad():
+        residuals = controlnet(*args, hint)
+        assert len(residuals) == 10 and not any(residual.any() for residual in residuals)
+        assert torch.equal(unet(*args, residuals), unet(*args))
+
+
+def test_residuals_are_read_and_never_changed(nets, inputs):
+    unet, _ = nets
+    *args, _ = inputs
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        widths = [skip.shape for skip in encoder_states(unet, *args)]
+        residuals = [torch.randn(shape, generator=rng) for shape in widths]
+        kept, before = list(residuals), [residual.clone() for residual in residuals]
+        first = unet(*args, residuals)
+        assert torch.equal(unet(*args, residuals), first)
+    assert len(residuals) == len(kept) and all(a is b for a, b in zip(residuals, kept, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(residuals, before, strict=True))
+
+
+def encoder_states(unet, z_t, t, context):
+    """Return what every encoder block and the middle block put out."""
+    states = []
+    blocks = [*unet.input_blocks, unet.middle_block]
+    hooks = [block.register_forward_hook(lambda _, __, out: states.append(out)) for block in blocks]
+    unet(z_t, t, context)
+    for hook in hooks:
+        hook.remove()
+    return states
+
+
+def test_copy_encoder_copies_298_tensors_and_leaves_42():
+    """On the public structure, made narrow: 4 levels of 2 blocks have the public names."""
+    narrow = replace(SD15.unet, model_channels=8, groups=4, heads=2, context_dim=8, hint_channels=(2, 3, 4, 5))
+    unet, controlnet = UNet(narrow), ControlNet(narrow)
+    for net, value in ((unet, 1.0), (controlnet, 2.0)):
+        for parameter in net.parameters():
+            parameter.data.fill_(value)
+    controlnet.copy_encoder(unet)
+    copied = {name for name, tensor in controlnet.state_dict().items() if (tensor == 1).all()}
+    left = {name for name, tensor in controlnet.state_dict().items() if (tensor == 2).all()}
+    assert controlnet.state_dict().keys() == read_manifest("sd15_controlnet_ldm", "control_model.").keys()
+    assert (len(copied), len(left)) == (298, 42)
+    new = ("zero_convs.", "input_hint_block.", "middle_block_out.")
+    assert left == {name for name in controlnet.state_dict() if name.startswith(new)}
+    controlnet.input_blocks[0][0].weight.data.fill_(3)
+    assert (unet.input_blocks[0][0].weight == 1).all()  # a copy, not the same storage
+
+
+def test_learning_moves_from_the_zero_convolutions_inwards(nets, inputs):
+    """Step 1 moves the zero convolutions alone, step 2 also the trunk and the last hint layer, step 3 everything."""
+    unet, controlnet = nets
+    unet.requires_grad_(False)
+    *args, hint = inputs
+    target = torch.randn(args[0].shape, generator=torch.Generator().manual_seed(2))
+    optimiser = torch.optim.SGD(controlnet.parameters(), lr=0.1)
+    names = set(controlnet.state_dict())
+    zero = {name for name in names if name.startswith(("zero_convs.", "middle_block_out."))}
+    hint_encoder = {name for name in names if name.startswith("input_hint_block.")}
+    last_hint = {"input_hint_block.10.weight", "input_hint_block.10.bias"}
+    for expected in (zero, names - (hint_encoder - last_hint), names):
+        optimiser.zero_grad()
+        (unet(*args, controlnet(*args, hint)) - target).square().mean().backward()
+        assert {
+            name for name, weight in controlnet.named_parameters() if weight.grad.any()
+        } == expected  # else exactly 0
+        optimiser.step()

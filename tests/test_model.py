@@ -1,0 +1,251 @@
+"""EmitDiff as a whole: guidance, seeds, both predictions, captions, latents, files, and one step at full size."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from emit import checkpoints
+from emit.errors import InputError
+from emit.model import PRESETS, EmitDiff, Sampling, Sizes, drop_captions, find_edges, load_hed, to_grey
+from emit.networks.hed import HED, HEDv11
+from emit.networks.vae import Posterior
+from tests.golden.files import SD1, read_model, write_original
+
+PLAIN = Sampling(steps=2, guidance=3.0, grey=False)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The small version-1 model with golden weights: nothing in it is zero."""
+    return read_model(write_original(tmp_path_factory.mktemp("model"), "sd1"), "sd1")
+
+
+@pytest.fixture(scope="module")
+def hints():
+    return torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+
+
+def test_generate_is_guided_ddim_written_out(model, hints):
+    """Two trailing steps, 999 -> 499 -> clean, with each prediction made alone, by the printed formulas."""
+    alpha_bar = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
+    hint, scale = hints[:1], 0.7
+    text, negative = (model.text(model.text.tokenize([prompt])) for prompt in ("MRI of the liver", "blurred"))
+    z = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(11)).double()
+    for t, ab_prev in ((999, alpha_bar[499]), (499, torch.tensor(1.0))):
+        eps = []
+        for context in (negative, text):
+            args = z.float(), torch.tensor([t]), context
+            control = [scale * residual for residual in model.controlnet(*args, hint)]
+            eps.append(model.unet(*args, control).double())
+        guided = eps[0] + 3.0 * (eps[1] - eps[0])
+        z_0 = (z - (1 - alpha_bar[t]).sqrt() * guided) / alpha_bar[t].sqrt()
+        z = ab_prev.sqrt() * z_0 + (1 - ab_prev).sqrt() * guided
+    expected = model.vae.decode(z.float()).clamp(-1, 1)
+    found = model.generate(["MRI of the liver"], hint, [11], 32, replace(PLAIN, strength=scale), negative="blurred")
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)  # float32 rounding through two steps and a decoder
+    unguided = model.generate(["MRI of the liver"], hint, [11], 32, replace(PLAIN, strength=scale, guidance=1))
+    assert (unguided - expected).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("sampling", [PLAIN, replace(PLAIN, method="ddpm"), replace(PLAIN, eta=0.5, guidance=1.0)])
+def test_an_image_does_not_depend_on_its_batch(model, hints, sampling):
+    """Only rounding differs between batch sizes: 1e-6 per network call, magnified over two steps and the decoder."""
+    prompts, seeds = ["CT", "MRI of the knee", "ultrasound"], [3, 2**62 + 1, 5]
+    together = model.generate(prompts, hints, seeds, 32, sampling)
+    turned = model.generate(prompts[::-1], hints.flip(0), seeds[::-1], 32, sampling).flip(0)
+    alone = torch.cat(
+        [model.generate([prompts[i]], hints[i : i + 1], [seeds[i]], 32, sampling) for i in range(len(seeds))]
+    )
+    assert (together - turned).abs().max() < 1e-4 and (together - alone).abs().max() < 1e-4
+    other = model.generate(prompts, hints, [3, 4, 5], 32, sampling)
+    assert (together - other)[1].abs().max() > 0.05 and (together - other)[[0, 2]].abs().max() < 1e-4
+
+
+class Equivalent:
+    """Stands for network_output: the same opinion, told as eps or as v = (eps - sqrt(1 - ab) z_t) / sqrt(ab)."""
+
+    def __init__(self, model):
+        self.v, self.schedule = model.sizes.prediction == "v", model.schedule
+
+    def __call__(self, z_t, t, context, hint=None, scales=None):
+        eps = torch.tanh(z_t) + context.mean(dim=(1, 2)).view(-1, 1, 1, 1)
+        ab = self.schedule.at(t).float()
+        return (eps - (1 - ab).sqrt() * z_t) / ab.sqrt() if self.v else eps
+
+
+def test_v_prediction_is_eps_prediction_in_other_words(model, monkeypatch):
+    """eps - eps_hat = sqrt(ab) (v - v_hat) at one z_t, so the losses are in proportion ab; the images are the same."""
+    found = {}
+    for prediction in ("eps", "v"):
+        other = EmitDiff(replace(SD1, prediction=prediction), parts=())
+        other.vae, other.text, other.unet = model.vae, model.text, model.unet
+        monkeypatch.setattr(other, "network_output", Equivalent(other))
+        t = torch.tensor([3, 500, 900])
+        z_0, eps = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        image = other.generate(["CT", "MRI"], None, [1, 2], 32, replace(PLAIN, steps=5))
+        found[prediction] = other.losses(z_0, t, eps, ["CT", "", "CT"]), image, other.schedule.at(t).flatten().float()
+    (loss_eps, image_eps, ab), (loss_v, image_v, _) = found["eps"], found["v"]
+    torch.testing.assert_close(loss_eps, ab * loss_v, rtol=1e-3, atol=0)  # 1 / ab reaches 80 at t = 900
+    torch.testing.assert_close(image_eps, image_v, rtol=0, atol=2e-3)  # 1 / sqrt(ab) is 15 at t = 999
+
+
+def test_the_loss_is_the_mean_square_of_the_noise(monkeypatch):
+    other = EmitDiff(SD1, parts=("text",))
+    monkeypatch.setattr(other, "network_output", lambda z_t, *_: torch.zeros_like(z_t))
+    z_0, eps = torch.zeros(2, 4, 8, 8), torch.cat([torch.ones(1, 4, 8, 8), torch.full((1, 4, 8, 8), 3.0)])
+    assert other.losses(z_0, torch.tensor([0, 999]), eps, ["", ""]).tolist() == [1, 9]
+
+
+def test_drawn_timesteps_are_uniform_and_noise_is_normal():
+    other = EmitDiff(SD1, parts=())
+    t, eps = other.draw(torch.zeros(4000, 1, 2, 2), torch.Generator().manual_seed(0))
+    assert 0 <= t.min() < 5 and 994 < t.max() <= 999  # missed with probability 2e-9 each
+    counts = torch.bincount(t // 100, minlength=10).double()
+    assert ((counts - 400) ** 2 / 400).sum() < 33.7  # chi-squared with 9 degrees, probability 1e-4
+    assert abs(eps.mean().item()) < 5 / 16000**0.5 and abs(eps.var().item() - 1) < 5 * (2 / 16000) ** 0.5  # 5 sigma
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 1.0])
+def test_captions_are_dropped_at_the_rate(rate):
+    prompts = [str(i) for i in range(10_000)]
+    dropped = drop_captions(prompts, rate, torch.Generator().manual_seed(0))
+    count = dropped.count("")
+    assert abs(count - 10_000 * rate) <= 5 * (10_000 * rate * (1 - rate)) ** 0.5  # binomial, 5 sigma
+    assert all(after in ("", before) for before, after in zip(prompts, dropped, strict=True))
+
+
+def test_each_prompt_keeps_its_own_context(model):
+    prompts = ["CT", "MRI", "CT", ""]
+    contexts = model.contexts(prompts)
+    for context, prompt in zip(contexts, prompts, strict=True):
+        torch.testing.assert_close(context, model.text.encode([prompt])[0], rtol=0, atol=2e-6)  # batch rounding
+
+
+class Pictures:
+    """Two grey pictures, each made of one value."""
+
+    asked = ()
+
+    def image(self, indices):
+        self.asked = [*self.asked, *indices]
+        return torch.tensor(indices).view(-1, 1, 1, 1) * 0.3 + torch.zeros(1, 1, 32, 32)
+
+
+def test_latents_are_drawn_from_the_posterior_encoded_once(model):
+    """4000 draws: mean within 6 standard errors in every cell, standard deviation within 6 of its own (1 / sqrt 2n)."""
+    pictures, rng, draws = Pictures(), torch.Generator().manual_seed(0), 4000
+    latents = model.latent_memo(pictures)
+    drawn = torch.stack([latents([1, 0, 1], rng) for _ in range(draws)])
+    assert sorted(pictures.asked) == [0, 1]  # once each, though asked for 12,000 times
+    posterior = model.vae.encode(Pictures().image([1, 0, 1]).expand(-1, 3, -1, -1))
+    mean, std = 0.18215 * posterior.mean, 0.18215 * (posterior.log_variance / 2).exp()
+    assert ((drawn.mean(0) - mean).abs() < 6 * std / draws**0.5).all()
+    assert ((drawn.std(0) / std - 1).abs() < 6 / (2 * draws) ** 0.5).all()
+    assert not torch.equal(drawn[:, 0], drawn[:, 2])  # the same picture twice in a batch has two noises
+
+
+def test_to_grey_by_hand():
+    image = torch.tensor([1.0, -0.5, 0.25]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+    assert torch.equal(to_grey(image), torch.full((1, 3, 2, 2), 0.25))
+
+
+def test_grey_output_is_the_mean_of_the_colours(model, hints):
+    colour = model.generate(["CT"], hints[:1], [1], 32, PLAIN)
+    grey = model.generate(["CT"], hints[:1], [1], 32, replace(PLAIN, grey=True))
+    torch.testing.assert_close(grey, colour.mean(1, keepdim=True).expand(-1, 3, -1, -1))
+    assert (colour[:, 0] - colour[:, 1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_sizes_survive_json(name):
+    assert Sizes.from_dict(json.loads(json.dumps(asdict(PRESETS[name])))) == PRESETS[name]
+
+
+@pytest.fixture
+def saved(model, tmp_path):
+    """The model's own file; the autoencoder's scale is a measured one, not the preset's."""
+    model.vae.scale = 0.37
+    model.save(tmp_path / "model.safetensors", {"step": 7})
+    yield tmp_path / "model.safetensors"
+    model.vae.scale = SD1.vae.scale
+
+
+def test_save_and_load_give_the_same_model(model, saved, hints):
+    loaded, (header,) = EmitDiff.load(saved)
+    assert loaded.sizes == replace(SD1, vae=replace(SD1.vae, scale=0.37))
+    assert (loaded.vae.scale, header["step"]) == (0.37, 7)
+    theirs = model.state_dict()
+    assert loaded.state_dict().keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in loaded.state_dict().items())
+    images = [net.generate(["CT"], hints[:1], [1], 32, PLAIN) for net in (model, loaded)]
+    assert torch.equal(*images)
+
+
+def test_a_missing_part_is_an_input_error(model, saved, tmp_path):
+    model.save(tmp_path / "half.safetensors", parts=("unet", "vae"))
+    with pytest.raises(InputError, match=r"half\.safetensors: holds no text, only .*; give a file with all of"):
+        EmitDiff.load(tmp_path / "half.safetensors")
+    alone, _ = EmitDiff.load(tmp_path / "half.safetensors", parts=("vae",))
+    assert alone.unet is None and torch.equal(alone.vae.quant_conv.bias, model.vae.quant_conv.bias)
+
+
+def test_a_missing_controlnet_starts_without_effect_and_one_of_its_own_file_counts(model, saved, tmp_path, hints):
+    model.save(tmp_path / "rest.safetensors", parts=("vae", "text", "unet"))
+    new, _ = EmitDiff.load(tmp_path / "rest.safetensors")
+    with torch.no_grad():
+        images = [new.generate(["CT"], hint, [1], 32, PLAIN) for hint in (hints[:1], None)]
+    assert torch.equal(*images)
+    model.save(tmp_path / "control.safetensors", parts=("controlnet",))
+    whole, headers = EmitDiff.load(tmp_path / "rest.safetensors", tmp_path / "control.safetensors")
+    assert len(headers) == 2
+    images = [net.generate(["CT"], hints[:1], [1], 32, PLAIN) for net in (model, whole)]
+    assert torch.equal(*images)
+
+
+@pytest.mark.parametrize(("part", "network"), [("hed", HED), ("hed_v11", HEDv11)])
+def test_edge_detectors_of_any_size_are_recognised(part, network, tmp_path, saved):
+    hed, path = network((2, 3, 4, 5, 6)), tmp_path / "hed.safetensors"
+    checkpoints.write_single(path, {part: hed.state_dict()}, {"trained": "here"})
+    loaded, header = load_hed(path)
+    image = torch.rand(2, 1, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert type(loaded) is network and header == {"trained": "here"}
+    with torch.no_grad():
+        assert torch.equal(find_edges(loaded, image), hed(torch.cat([image] * 3, dim=1)))
+    with pytest.raises(InputError, match=r"model\.safetensors: holds .*, not HED"):
+        load_hed(saved)
+
+
+def test_latents_and_posteriors_share_one_scale(model):
+    """What training sees is what generation decodes: decode(mode) is the decoder on the unscaled mean."""
+    posterior = Posterior(torch.full((1, 4, 8, 8), 0.5), torch.zeros(1, 4, 8, 8), model.vae.scale)
+    direct = model.vae.decoder(model.vae.post_quant_conv(posterior.mean))
+    torch.testing.assert_close(model.vae.decode(posterior.mode()), direct, rtol=0, atol=1e-5)  # one division's rounding
+
+
+FULL_SIZE = """
+import json, resource, time, torch
+from emit.model import SD15, EmitDiff, Sampling
+model = EmitDiff(SD15).requires_grad_(False)
+start = time.perf_counter()
+image = model.generate(["MRI"], torch.zeros(1, 3, 256, 256), [0], 256, Sampling(steps=1, guidance=1.0))
+seconds = time.perf_counter() - start
+assert image.shape == (1, 3, 256, 256) and image.isfinite().all()
+unit = 1 if __import__("sys").platform == "darwin" else 1024
+print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30]))
+"""
+
+
+@pytest.mark.slow
+def test_one_step_at_full_size_fits_into_10_gib():
+    """Text, ControlNet, UNet and decoder of Stable Diffusion 1.5 on random float32 weights, 256 x 256."""
+    root = Path(__file__).resolve().parents[1]
+    child = subprocess.run([sys.executable, "-c", FULL_SIZE], cwd=root, capture_output=True, text=True, timeout=600)
+    assert child.returncode == 0, child.stderr
+    seconds, gibibytes = json.loads(child.stdout)
+    print(f"one step at 256 x 256: {seconds:.1f} s, peak memory {gibibytes:.1f} GiB")
+    assert gibibytes < 10
