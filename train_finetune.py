@@ -54,12 +54,12 @@ class Settings(DataSettings):
     warmup: int = setting(10, "[choice] stable start", help="steps of linear warm-up")
     accumulate: int = setting(1, "[choice] memory", paper=4, help="forward passes per step")
     precision: Literal["float32", "bf16"] = setting("float32", "[authors' code]", help="of the forward passes")
-    device: str = setting("cpu", "[choice] demo machine", paper="cuda", help="torch device")
-    log_every: int = setting(20, "[choice] readable log", paper=100, help="steps between log lines")
+    device: str = setting("cpu", "[choice] demo machine", paper="cuda", help="torch device", may_change=True)
+    log_every: int = setting(20, "[choice] readable log", paper=100, help="steps between log lines", may_change=True)
     probe_every: int = setting(
         0, "[choice] at the end alone", paper=500, help="steps between losses with wrong conditions"
     )
-    save_every: int = setting(500, "[choice] minutes lost at most", help="steps between checkpoints")
+    save_every: int = setting(500, "[choice] minutes lost at most", help="steps between checkpoints", may_change=True)
     resume: bool = setting(False, "[choice] explicit", help="go on with the run in --out", may_change=True)
 
 

@@ -59,9 +59,9 @@ class Settings:
     warmup: int = setting(20, "[choice] stable start", help="steps of linear warm-up")
     accumulate: int = setting(1, "[choice] memory", paper=4, help="forward passes per step of UNet and ControlNet")
     precision: Literal["float32", "bf16"] = setting("float32", "[authors' code]", help="of the forward passes")
-    device: str = setting("cpu", "[choice]  demo machine", paper="cuda", help="torch device")
-    log_every: int = setting(20, "[choice] readable log", paper=100, help="steps between log lines")
-    save_every: int = setting(500, "[choice] minutes lost at most", paper=1000, help="steps between checkpoints")
+    device: str = setting("cpu", "[choice] demo machine", paper="cuda", help="torch device", may_change=True)
+    log_every: int = setting(20, "[choice] readable log", paper=100, help="steps between log lines", may_change=True)
+    save_every: int = setting(500, "[choice] minutes lost at most", paper=1000, help="steps between checkpoints", may_change=True)
     sample_every: int = setting(
         0, "[choice] at the end alone", paper=2000, help="steps between sample grids (0: at the end)"
     )
@@ -149,8 +149,9 @@ def train_diffusion(model, part, pictures, latents, hints, settings):
         z_0 = latents(indices, run.rng)
         prompts = drop_captions(pictures.prompts(indices), settings.caption_dropout, run.rng)
         t, eps = model.draw(z_0, run.rng)
+        hint = None if is_unet else hints(indices).to(run.device)
         with run.autocast():
-            loss = model.losses(z_0, t, eps, prompts, None if is_unet else hints(indices).to(run.device))
+            loss = model.losses(z_0, t, eps, prompts, hint)
         run.update(loss.mean(), **loss_by_quartile(loss.detach(), t, model.schedule.T))
         if run.due(settings.sample_every):
             with run.ema_weights():

@@ -59,7 +59,7 @@ class Settings(DataSettings):
     tolerance: float = setting(2.0, "[choice] about a contour's width", help="of NSD, in mm, or pixels without spacing")
     level: float = setting(0.05, "[choice] convention", help="level of tests and intervals")
     compat: tuple[str, ...] = setting((), "[authors' code]", help="diffboost, or diffboost:" + "|".join(COMPAT))
-    device: str = setting("cpu", "[choice] demo machine", paper="cuda", help="torch device")
+    device: str = setting("cpu", "[choice] demo machine", paper="cuda", help="torch device", may_change=True)
     resume: bool = setting(False, "[choice] explicit", help="go on with the run in --out", may_change=True)
 
 
@@ -94,7 +94,7 @@ def train_segmenter(arm, parts, generated, classes, settings, compat, folder, se
         resume=settings.resume,
         name=f"{folder.parent.name}/{folder.name}",
     )
-    best, kept = -1.0, None
+    best = -1.0
     for step, indices in run.steps(training):
         image, mask = training.image(indices), training.mask(indices)
         real = arm.real(len(image), settings.size, step / settings.steps, settings, run.rng)
@@ -108,9 +108,8 @@ def train_segmenter(arm, parts, generated, classes, settings, compat, folder, se
         if run.due(settings.select_every) or run.done == settings.steps:
             dice = validate(network, validation, run.device)
             if dice >= best:
-                best, kept = dice, {name: value.clone() for name, value in network.state_dict().items()}
-    if kept is not None:
-        write_atomic(folder / "best.pt", lambda temporary: torch.save(kept, temporary))
+                best = dice
+                write_atomic(folder / "best.pt", lambda temporary: torch.save(network.state_dict(), temporary))
     network.load_state_dict(torch.load(folder / "best.pt", weights_only=True))
     return network.eval()
 

@@ -62,7 +62,7 @@ class Settings(DataSettings):
     grey: bool = setting(True, "[paper]", help="average the channels after decoding")
     batch: int = setting(32, "[choice] memory", paper=8, help="images at a time; changes nothing but speed")
     precision: Literal["float32", "bf16"] = setting("float32", "[authors' code]", help="of the forward passes")
-    device: str = setting("cpu", "[choice] demo machine", paper="cuda", help="torch device")
+    device: str = setting("cpu", "[choice] demo machine", paper="cuda", help="torch device", may_change=True)
     resume: bool = setting(False, "[choice] explicit", help="go on with the images in --out", may_change=True)
 
 

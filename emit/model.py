@@ -52,8 +52,6 @@ SD21 = Sizes(
 )
 DEMO = Sizes(
     unet=UNetConfig(
-        in_channels=8,
-        out_channels=8,
         model_channels=64,
         channel_mult=(1, 2, 2),
         num_res_blocks=1,
@@ -63,7 +61,7 @@ DEMO = Sizes(
         groups=16,
         hint_channels=(16, 32, 64),
     ),
-    vae=VAEConfig(channels=32, channel_mult=(1, 2, 2), num_res_blocks=1, z_channels=8, groups=8, scale=1.0),
+    vae=VAEConfig(channels=32, channel_mult=(1, 2, 2), num_res_blocks=1, groups=8, scale=1.0),
     text=TextConfig(width=64, layers=2, heads=2),
 )
 PRESETS = {"sd15": SD15, "sd21": SD21, "demo": DEMO}
@@ -224,6 +222,7 @@ class EmitDiff(nn.Module):
             eta=sampling.eta,
             noise=noise,
             spacing=sampling.spacing,
+            t_end=0 if sampling.spacing == "leading" else -1,  # the public convention ends at alpha_bar[0]
         )
         image = self.vae.decode(z_0).clamp(-1, 1)
         return to_grey(image) if sampling.grey else image
@@ -244,7 +243,7 @@ class EmitDiff(nn.Module):
         where another part is missing.
         """
         files = [checkpoints.read(file) for file in (path, controlnet) if file is not None]
-        sizes = sizes_of(files[0])
+        sizes = sizes_of(path, files[0])
         found = {name: tensors for file in files for name, tensors in file.parts.items()}
         for name in set(parts) - {"controlnet"} - set(found):
             raise InputError(
@@ -259,9 +258,12 @@ class EmitDiff(nn.Module):
         return model, [file.header for file in files]
 
 
-def sizes_of(checkpoint):
-    """Return the sizes that a checkpoint's header states, or those of the public version it was recognised as."""
-    if "config" in checkpoint.header:
-        return Sizes.from_dict(checkpoint.header["config"])
-    sizes = {"sd1": SD15, "sd2": SD21}[checkpoint.version]
-    return replace(sizes, prediction=checkpoint.prediction) if checkpoint.prediction in ("eps", "v") else sizes
+def sizes_of(path, checkpoint):
+    """Return the sizes of a checkpoint: from its header, or deduced from its shapes."""
+    config = checkpoint.config
+    missing = [name for name in ("unet", "vae", "text") if name not in config]
+    if missing:
+        raise InputError(f"{path}: holds {', '.join(checkpoint.parts)} but no {missing[0]}; give a whole model")
+    if config["prediction"] == "unknown":
+        config = {**config, "prediction": SD21.prediction}
+    return Sizes.from_dict(config)

@@ -61,7 +61,7 @@ def save_contours(path, examples, classes, stamp=""):
     """
     arms = list(examples[0]["found"])
     heights = [example["aspect"] * example["image"].shape[0] / example["image"].shape[1] for example in examples]
-    size = 1.3 * (len(arms) + 1) + 0.4, sum(1.3 * height + 0.25 for height in heights) + 0.45
+    size = 1.3 * (len(arms) + 1) + 0.4, sum(1.3 * height + 0.15 for height in heights) + 0.5
     with _draw(path, len(examples), len(arms) + 1, *size, stamp, height_ratios=heights) as (figure, axes):
         for line, example in zip(axes, examples, strict=True):
             first = example is examples[0]
@@ -94,20 +94,20 @@ def save_paired(path, scores, label="Dice", stamp=""):
     (baseline, before), *others = scores.items()
     columns = min(5, max(1, len(others)))
     rows = max(1, -(-len(others) // columns))
-    cases, start = list(before), np.array(list(before.values()))
-    options = {"sharex": True, "sharey": True}
-    with _draw(path, rows, columns, 1.45 * columns + 0.6, 1.95 * rows + 0.2, stamp, **options) as (_, axes):
-        for axis in axes.flat[len(others) :]:
-            axis.axis("off")
-        for axis, (arm, after) in zip(axes.flat, others, strict=False):
-            end = np.array([after[case] for case in cases])
+    start = np.array(list(before.values()))
+    size = 1.45 * columns + 0.6, 1.75 * rows + 0.3
+    with _draw(path, rows, columns, *size, stamp, sharey=True) as (_, axes):
+        for place, (axis, (arm, after)) in enumerate(zip(axes.flat, others, strict=False)):
+            end = np.array([after[case] for case in before])
             _draw_pair(axis, start, end)
             gains = np.count_nonzero(end > start + 1e-9)
-            axis.set_title(f"{fill(arm, 18)}\n{(end - start).mean():+.3f}, {gains} of {len(cases)} up", fontsize=7)
+            axis.set_title(f"{fill(arm, 26)}\n{(end - start).mean():+.3f}, {gains} of {len(start)} up", fontsize=7)
+            axis.set_xticks([0, 1], [baseline, "arm"] if place + columns >= len(others) else ["", ""])
+        for axis in axes.flat[max(1, len(others)) :]:
+            axis.axis("off")
         if not others:
-            axes[0, 0].axis("on")
-            _draw_box(axes[0, 0], start, 0, BLUE)
-        axes[0, 0].set_xticks([0, 1] if others else [0], [baseline, "arm"] if others else [baseline])
+            _draw_box(axes[0, 0], start, 0)
+            axes[0, 0].set_xticks([0], [baseline])
         for line in axes:
             line[0].set_ylabel(f"{label} per case")
 
@@ -172,7 +172,7 @@ def save_generated(path, columns, stamp=""):
 
 @contextmanager
 def _draw(path, rows, columns, width, height, stamp="", height_ratios=None, **options):
-    """Open a figure of rows x columns axes; on leaving, save it with at most 256 colours, which keeps it small."""
+    """Open a figure of rows x columns axes; on leaving, save it with at most 128 colours, which keeps it small."""
     with plt.rc_context(STYLE):
         options |= {"layout": "constrained", "squeeze": False, "gridspec_kw": {"height_ratios": height_ratios}}
         figure, axes = plt.subplots(rows, columns, figsize=(width, height), **options)
@@ -181,11 +181,11 @@ def _draw(path, rows, columns, width, height, stamp="", height_ratios=None, **op
             if stamp:
                 figure.suptitle(fill(stamp, int(14 * width)), fontsize=7, color="#B00000")
             memory = io.BytesIO()
-            figure.savefig(memory, dpi=130)
+            figure.savefig(memory, dpi=120)
         finally:
             plt.close(figure)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.open(memory).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)
+    Image.open(memory).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)
 
 
 def _label_row(axis, label):
@@ -210,12 +210,12 @@ def _draw_pair(axis, start, end):
     for sign, colour in ((0, GREY), (-1, VERMILION), (1, BLUE)):
         chosen = change == sign
         axis.plot([0.2, 0.8], [start[chosen], end[chosen]], color=colour, alpha=opacity, linewidth=0.7)
-    _draw_box(axis, start, 0, "black")
-    _draw_box(axis, end, 1, "black")
+    _draw_box(axis, start, 0)
+    _draw_box(axis, end, 1)
     axis.set_xlim(-0.35, 1.35)
 
 
-def _draw_box(axis, values, position, colour):
-    style = {part: {"color": colour, "linewidth": 0.8} for part in ("boxprops", "whiskerprops", "capprops")}
-    style["medianprops"] = {"color": colour, "linewidth": 1.6}
+def _draw_box(axis, values, position):
+    style = {part: {"color": "black", "linewidth": 0.8} for part in ("boxprops", "whiskerprops", "capprops")}
+    style["medianprops"] = {"color": "black", "linewidth": 1.6}
     axis.boxplot(values, positions=[position], widths=0.28, showfliers=False, manage_ticks=False, **style)

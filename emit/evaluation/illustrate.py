@@ -29,12 +29,14 @@ def illustrate(folder, scores, rows, results, cases, settings):
         "One line per case (mean over seeds and classes): blue gains, vermilion loses. Boxes: quartiles, whiskers 1.5"
     )
     figures.append(("Every case under every arm", target / "paired.png", words + " times their distance."))
-    examples = collect_examples(folder, shown, means["baseline"], rows, cases)
+    wanted = {row["case"] for row in rows if row["target"]}  # contours of nothing show nothing
+    baseline = {case: score for case, score in means["baseline"].items() if case in wanted}
+    examples = collect_examples(folder, shown, baseline, rows, cases)
     if examples:
         save_contours(target / "contours.png", examples, cases.classes, stamp)
         words = (
-            "Cases nearest to the 10th, 50th and 90th percentile of the baseline's Dice; of a volume, the slice with the "
-            "largest target, its Dice that of the whole volume. First seed."
+            "Cases at the 10th, 50th and 90th percentile of the baseline's Dice among those with a target; of a volume, the "
+            "slice with the largest target and the Dice of the whole volume. First seed."
         )
         figures.append(("Contours", target / "contours.png", words))
     if settings.generated is not None:
@@ -67,6 +69,8 @@ def choose_percentiles(scores, percentiles=PERCENTILES):
 
     A case that two percentiles ask for is given once.
     """
+    if not scores:
+        return []
     ranked = sorted(scores, key=lambda case: (scores[case], case))
     chosen = {}
     for percentile in percentiles:

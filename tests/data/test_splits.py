@@ -226,6 +226,7 @@ def test_near_duplicates_are_found_and_chained(tmp_path):
 
 def test_near_duplicates_join_whole_groups():
     a, b, c = (make_picture(seed).astype(np.float32) / 128 - 1 for seed in range(3))
-    cases = [make_case("p3/0", "p3", image=a), make_case("p2/0", "p2", image=a.copy()), make_case("p2/1", "p2", image=b),
-             make_case("p1/0", "p1", image=b.copy()), make_case("p4/0", "p4", image=c)]  # fmt: skip
+    cases = [make_case("p3/0", "p3", image=a), make_case("p2/0", "p2", image=a.copy()),
+             make_case("p2/1", "p2", image=b), make_case("p1/0", "p1", image=b.copy()),
+             make_case("p4/0", "p4", image=c)]  # fmt: skip
     assert near_duplicate_groups(cases) == {"p3/0": "p1", "p2/0": "p1", "p2/1": "p1", "p1/0": "p1", "p4/0": "p4"}

@@ -111,7 +111,7 @@ def test_hed(kind, network, tmp_path, report):
 
 
 @pytest.mark.filterwarnings("ignore")  # of the other packages
-@pytest.mark.parametrize("kind", ["sd1", "sd2"])
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "quiet"])
 def test_exports_load_in_diffusers(kind, tmp_path, monkeypatch, report):
     """Our own file, exported by the command line, gives the same numbers in diffusers and transformers."""
     reason = "an export is loaded by diffusers itself: pip install -r tests/golden/requirements-golden.txt"
@@ -134,13 +134,13 @@ def test_exports_load_in_diffusers(kind, tmp_path, monkeypatch, report):
         for theirs, ours in zip([*down, middle], model.controlnet(*args, stored["hint"]), strict=True):
             report("export residual", theirs, ours, NETWORK)
         vae = diffusers.AutoencoderKL.from_pretrained(folder / "vae")
-        stored, _ = read_golden("vae_sd1")
+        stored, _ = read_golden("vae_quiet" if kind == "quiet" else "vae_sd1")
         z = vae.config.scaling_factor * vae.encode(stored["image"]).latent_dist.mean
         report("export encode", z, model.vae.encode(stored["image"]).mode(), NETWORK)
         decoded = vae.decode(stored["z"] / vae.config.scaling_factor).sample
         report("export decode", decoded, model.vae.decode(stored["z"]), DECODER)
         text = transformers.CLIPTextModel.from_pretrained(folder / "text_encoder")
-        ids = read_golden(f"text_{kind}")[0]["ids"]
+        ids = read_golden(f"text_{SIZES[kind].version}")[0]["ids"]
         report("export text", text(input_ids=ids).last_hidden_state, model.text(ids), TEXT)
     scheduler = diffusers.DDIMScheduler.from_pretrained(folder / "scheduler")
-    assert scheduler.config.prediction_type == {"sd1": "epsilon", "sd2": "v_prediction"}[kind]
+    assert scheduler.config.prediction_type == {"eps": "epsilon", "v": "v_prediction"}[SIZES[kind].prediction]
