@@ -67,7 +67,9 @@ def save_contours(path, examples, classes, stamp=""):
             first = example is examples[0]
             shown = {"ground truth": (None, None), **example["found"]}
             for axis, (name, (prediction, dice)) in zip(line, shown.items(), strict=True):
-                axis.imshow(example["image"], cmap="gray", vmin=-1, vmax=1, aspect=example["aspect"])
+                axis.imshow(
+                    example["image"], cmap="gray", vmin=-1, vmax=1, aspect=example["aspect"], interpolation="nearest"
+                )
                 axis.axis("off")
                 _outline(axis, example["target"], len(classes), TRUTH)
                 if prediction is not None:
@@ -172,7 +174,7 @@ def save_generated(path, columns, stamp=""):
 
 @contextmanager
 def _draw(path, rows, columns, width, height, stamp="", height_ratios=None, **options):
-    """Open a figure of rows x columns axes; on leaving, save it with at most 128 colours, which keeps it small."""
+    """Open a figure of rows x columns axes; on leaving, save it with at most 64 colours, which keeps it small."""
     with plt.rc_context(STYLE):
         options |= {"layout": "constrained", "squeeze": False, "gridspec_kw": {"height_ratios": height_ratios}}
         figure, axes = plt.subplots(rows, columns, figsize=(width, height), **options)
@@ -185,7 +187,7 @@ def _draw(path, rows, columns, width, height, stamp="", height_ratios=None, **op
         finally:
             plt.close(figure)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.open(memory).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)
+    Image.open(memory).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)
 
 
 def _label_row(axis, label):

@@ -72,6 +72,15 @@ def test_picture_is_the_same_in_any_format(tmp_path, form):
     np.testing.assert_allclose(plain.image, twin.image, atol=1e-6)  # float32 rounding
 
 
+def test_coloured_picture_becomes_its_luma(tmp_path):
+    colour = np.random.default_rng(4).integers(0, 256, (24, 32, 3), np.uint8)
+    save(tmp_path / "US" / "gb" / "a.png", colour)
+    luma = 0.299 * colour[..., 0] + 0.587 * colour[..., 1] + 0.114 * colour[..., 2]  # ITU-R BT.601
+    low, high = np.percentile(luma, (0.5, 99.5))
+    # float32 of values up to 255, divided by half the range: 255 * 6e-8 * 3 / 100
+    np.testing.assert_allclose(read_cases(tmp_path).cases[0].image, expect(luma, low, high), atol=1e-6)
+
+
 def test_varying_alpha_is_laid_over_black(tmp_path):
     save(tmp_path / "US" / "gb" / "a.png", make_rgba(PICTURE, WHITE))
     save(tmp_path / "US" / "gb" / "b.png", PICTURE * LESION)
