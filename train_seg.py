@@ -11,7 +11,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from emit.evaluation.report import write_report
 
 from emit import errors
 from emit.arms import ARMS, CLASSICAL, Generated, choose_arms
@@ -21,6 +20,7 @@ from emit.data.geometry import unfit
 from emit.data.splits import select, write_splits
 from emit.evaluation.fidelity import mask_fidelity
 from emit.evaluation.metrics import score_case, score_overlap
+from emit.evaluation.report import write_report
 from emit.files import write_atomic
 from emit.networks.segmenter import Segmenter, SegmenterConfig, dice_ce_loss
 from emit.seeds import seed_from

@@ -90,7 +90,28 @@ MUTANTS = [
     (HED, "pixels = pixels.flip(1) - ", "pixels = pixels - ", GOLDEN),
     (HED, 'mode="bilinear", align_corners=False', 'mode="bilinear", align_corners=True', GOLDEN),
     (HED, "torch.stack(sides).mean(dim=0)", "torch.stack(sides).sum(dim=0)", GOLDEN),
+    (
+        UNET,
+        "torch.cat([h, skip + residual], dim=1)",
+        "torch.cat([h, residual.add_(skip) if torch.is_tensor(residual) else skip], dim=1)",
+        "tests/networks/test_controlnet.py",
+    ),
+    (UNET, "else channels // self.head_size", "else channels // 80", "tests/networks/test_unet.py"),
+    (CONTROLNET, "{name: theirs.get(name, own)", "{name: own", "tests/networks/test_controlnet.py"),
+    (
+        CONTROLNET,
+        "[*residuals, self.middle_block_out(h, emb, context)]",
+        "[*residuals, self.middle_block_out(h.detach(), emb, context)]",
+        "tests/networks/test_controlnet.py",
+    ),
     # the whole
+    (MODEL, "moments = Memo(encode)", "moments = encode", WHOLE),
+    (MODEL, "return image.mean(dim=1, keepdim=True)", "return image[:, :1]", WHOLE),
+    (MODEL, "else torch.cat([hint, hint])", "else torch.cat([0 * hint, hint])", WHOLE),
+    (MODEL, "torch.randint(0, self.schedule.T,", "torch.randint(1, self.schedule.T,", WHOLE),
+    (MODEL, "ControlNet(sizes.unet).copy_encoder(model.unet)", "ControlNet(sizes.unet)", WHOLE),
+    (MODEL, "tuple(v) if isinstance(v, list) else v", "v", WHOLE),
+    (MODEL, "states[[different.index(prompt) for prompt in prompts]]", "states[[0 for prompt in prompts]]", WHOLE),
     (
         MODEL,
         "return v_to_eps(z_t, out, self.schedule.at(t))",

@@ -187,7 +187,9 @@ def _draw(path, rows, columns, width, height, stamp="", height_ratios=None, **op
         finally:
             plt.close(figure)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.open(memory).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)
+    Image.open(memory).convert("RGB").quantize(64, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+        path, "PNG", optimize=True
+    )
 
 
 def _label_row(axis, label):

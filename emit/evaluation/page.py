@@ -11,13 +11,13 @@ from emit.files import write_atomic
 from emit.ledger import find_leaks
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 0 auto; padding: 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 70rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid #ccc; }
 p, li { max-width: 46rem; overflow-wrap: break-word; }
 .wide { overflow-x: auto; } .stamp { border: 2px solid #b00000; color: #b00000; padding: .5rem .8rem; }
 .result { background: #eef4fa; border-left: 4px solid #0072b2; padding: .6rem .9rem; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem .25rem 0; text-align: left; vertical-align: top; }
+table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .6rem .25rem 0; text-align: left; vertical-align: top; }
 td { border-top: 1px solid #e4e4e4; } .numbers td, .numbers th { white-space: nowrap; }
 figure { margin: 1.2rem 0; } img { max-width: 100%; height: auto; } figcaption { font-size: .85rem; color: #555; }
 code { font-size: .85rem; }
@@ -88,8 +88,8 @@ def explain_scores(results, settings):
     tolerance = f"{settings.tolerance:g} {'/'.join(results['units'])}"
     words = (
         f"{cases} cases in {results['groups']} groups, {seeds} seed{'s' if seeds > 1 else ''}; each case is tested once per "
-        "seed, at its native size, a volume as a whole. Dice: mean over cases and classes +- standard deviation between "
-        "cases. Distances: mean of the finite values (number of infinite ones). "
+        "seed, at its native size, a volume as a whole. Dice: mean over cases and classes ± standard deviation between "
+        "cases; difference: to the baseline. Distances: mean of the finite values (number of infinite ones). "
         f"NSD: share of the surfaces within {tolerance}."
     )
     spreads = [f"{arm} {entry['dice']['seed_spread']:.4f}" for arm, entry in results["arms"].items()]

@@ -136,7 +136,7 @@ def list_versions():
 def list_scores(results):
     """Return the main table as rows of strings, the header first."""
     unit = "/".join(results["units"])
-    header = ["arm", "Dice", "- baseline", f"{100 * (1 - results['settings']['level']):g} % interval", "p (Holm)"]
+    header = ["arm", "Dice", "difference", f"{100 * (1 - results['settings']['level']):g} % interval", "p (Holm)"]
     header += ["IoU", "precision", "recall", f"HD95 [{unit}]", f"ASSD [{unit}]", "NSD"]
     against = {c["arm"]: c for c in results["comparisons"] if c["reference"] == BASELINE}
     table = [header]

@@ -1,7 +1,7 @@
 """Our networks against diffusers, transformers and a functional HED: stored outputs, weights through public files.
 
 Errors are the largest absolute difference over the reference's rms, in float32. Two independent implementations of a
-network differ by rounding alone, 1e-6 to 2e-5 here; the limits leave a factor of a few, and the smallest fault known
+network differ by rounding alone, below 1e-5 here; the limits leave a factor of ten, and the smallest fault known
 (a norm's eps, on the quiet weights) costs a hundred times more. How the references were made: tests/golden/make_golden.py.
 """
 
