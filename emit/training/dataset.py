@@ -1,5 +1,6 @@
 """The settings that stages 2 and 3 and the generator share: which cases, how they are read, how they are split."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ class DataSettings:
     group: str | None = setting(
         None, "[choice] by layout", help="regular expression: first group in the name = patient"
     )
+    slabs: int = setting(0, "[choice] 0: none", help="cut volumes into slabs that count as patients; for one volume alone")
     size: int = setting(64, "[authors' code]", paper=384, help="side of the square images in pixels")
     folds: int = setting(3, "[paper]", help="cross-validation folds")
     splits: Path | None = setting(
@@ -43,12 +45,27 @@ def open_data(settings):
     cases = read_cases(settings.data, settings.layout, window=window, labels=_read_labels(settings.labels), **options)
     if not cases.classes:
         raise InputError(f"{settings.data}: has no masks; give a labelled set")
+    if settings.slabs:
+        cases = replace(cases, cases=cut_slabs(cases.cases, settings.slabs))
     if all(case.group == case.id for case in cases.cases):  # no patients known: look-alikes stand in for them
         groups = near_duplicate_groups(cases.cases, settings.duplicates)
         cases = replace(cases, cases=with_groups(cases.cases, groups))
     if settings.splits is not None:
         return cases, read_splits(settings.splits, cases.cases, settings.validation, settings.seed)
     return cases, make_splits(cases.cases, settings.folds, settings.seed, settings.validation)
+
+
+def cut_slabs(cases, count):
+    """Return the cases with every volume cut into `count` runs of slices, each a volume and a group of its own.
+
+    Neighbouring slabs share their anatomy, so scores are optimistic: a way to run on one volume, not to make claims.
+    """
+    depth = Counter(case.volume for case in cases)
+    if None in depth:
+        raise InputError(f"{cases[0].path}: --slabs cuts volumes, and these are flat pictures; leave it out")
+    first = {case.volume: min(c.index for c in cases if c.volume == case.volume) for case in cases}
+    slabs = [f"{c.volume}/slab{(c.index - first[c.volume]) * count // depth[c.volume]}" for c in cases]
+    return [replace(case, group=slab, volume=slab) for case, slab in zip(cases, slabs, strict=True)]
 
 
 def choose_folds(fold, splits):

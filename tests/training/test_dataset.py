@@ -1,0 +1,44 @@
+"""The shared data settings: slabs, folds by name, labels by flag."""
+
+import numpy as np
+import pytest
+
+from emit.data.cases import Case
+from emit.errors import InputError
+from emit.training.dataset import DataSettings, choose_folds, cut_slabs, open_data
+
+
+def make_slices(volume, count, start=0):
+    load = lambda: (np.zeros((8, 8), np.float32), np.zeros((8, 8), np.uint8))  # noqa: E731
+    return [
+        Case(f"{volume}/{i}", volume, "", "", "x", load, (1.0, 1.0), 1.0, volume, i) for i in range(start, start + count)
+    ]
+
+
+def test_slabs_are_runs_of_neighbouring_slices():
+    slabs = cut_slabs([*make_slices("a", 6, start=10), *make_slices("b", 4)], 2)
+    assert [case.group for case in slabs] == ["a/slab0"] * 3 + ["a/slab1"] * 3 + ["b/slab0"] * 2 + ["b/slab1"] * 2
+    assert all(case.group == case.volume for case in slabs)
+
+
+def test_slabs_of_flat_pictures_are_refused():
+    flat = [Case("a", "a", "", "", "a.png", None)]
+    with pytest.raises(InputError, match=r"a\.png.*--slabs"):
+        cut_slabs(flat, 2)
+
+
+@pytest.mark.parametrize(("fold", "expected"), [("all", [0, 1, 2]), ("2", [2])])
+def test_folds_by_name(fold, expected):
+    assert choose_folds(fold, [None] * 3) == expected
+
+
+@pytest.mark.parametrize("fold", ["3", "-1", "one"])
+def test_unknown_folds_are_refused(fold):
+    with pytest.raises(InputError, match="--fold"):
+        choose_folds(fold, [None] * 3)
+
+
+@pytest.mark.parametrize("labels", [("1",), ("spleen",), (":spleen",)])
+def test_labels_need_value_and_class(labels, tmp_path):
+    with pytest.raises(InputError, match="--labels"):
+        open_data(DataSettings(data=tmp_path, labels=labels))
