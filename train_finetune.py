@@ -108,13 +108,14 @@ def main():
     cases, splits = open_data(settings)
     folds = choose_folds(settings.fold, splits)
     hed, hed_header = load_hed(settings.hed)
-    save_config(
-        settings.out, settings, {"model": settings.model, "controlnet": settings.controlnet, "hed": settings.hed}
-    )
+    model, headers = EmitDiff.load(settings.model, settings.controlnet)
+    model.to(settings.device), hed.to(settings.device)
+    start = {name: value.clone() for name, value in model.controlnet.state_dict().items()}
+    files = {"model": settings.model, "controlnet": settings.controlnet, "hed": settings.hed}
+    save_config(settings.out, settings, files)
     write_splits(settings.out / "splits.json", splits)
     for fold in folds:
-        model, headers = EmitDiff.load(settings.model, settings.controlnet)
-        model.to(settings.device), hed.to(settings.device)
+        model.controlnet.load_state_dict(start)
         training = select(cases.cases, splits[fold].train)
         folder = settings.out / f"fold{fold}"
         losses = train_fold(model, hed, training, cases.classes, settings, folder)

@@ -167,22 +167,17 @@ def main():
     cases = read_cases(settings.data, layout="radimagenet").cases
     if settings.hed is None and settings.boundaries is None:
         raise errors.InputError("--hed: is required where there are no --boundaries to train HED from; give either")
-    save_config(settings.out, settings, {"weights": settings.weights, "hed": settings.hed})
     torch.manual_seed(settings.seed)  # of the initial weights; every later draw has its own generator
+    hed, hed_header = (HED(DEMO_HED), record("hed", cases)) if settings.hed is None else load_hed(settings.hed)
+    model, headers = (EmitDiff(DEMO), []) if settings.weights is None else EmitDiff.load(settings.weights)
+    model.to(settings.device), hed.to(settings.device)
+    save_config(settings.out, settings, {"weights": settings.weights, "hed": settings.hed})
     pictures = Pictures(cases, settings.size)
-
     if settings.hed is None:
-        hed, hed_header = HED(DEMO_HED).to(settings.device), record("hed", cases)
         train_hed(hed, pictures, settings)
         checkpoints.write_single(settings.out / "hed.safetensors", {"hed": hed.state_dict()}, hed_header)
-    else:
-        hed, hed_header = load_hed(settings.hed)
     if settings.weights is None:
-        model, headers = EmitDiff(DEMO), []
         train_autoencoder(model, pictures, settings)
-    else:
-        model, headers = EmitDiff.load(settings.weights)
-    model.to(settings.device), hed.to(settings.device)
     latents = model.latent_memo(pictures)
     hints = Memo(lambda indices: make_hint("hed", None, find_edges(hed, pictures.image(indices)), 2))
     if settings.weights is None:

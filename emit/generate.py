@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from emit import errors
+from emit import checkpoints, errors
 from emit.data.cache import Pictures
 from emit.data.edges import edge_agreement, make_hint
 from emit.data.prompts import appearance
@@ -145,12 +145,16 @@ def main():
     folds = choose_folds(settings.fold, splits)
     hed, hed_header = load_hed(settings.hed)
     files = {f"fold{fold}": settings.finetuned / f"fold{fold}" / "controlnet.safetensors" for fold in folds}
+    for controlnet in files.values():  # all can be read, before anything is written
+        checkpoints.read(controlnet)
+    model, headers = EmitDiff.load(settings.model, files[f"fold{folds[0]}"])
     save_config(settings.out, settings, {"model": settings.model, "hed": settings.hed, **files})
     write_splits(settings.out / "splits.json", splits)
     shared = {"model": sha256(settings.model), "hed": sha256(settings.hed)} if settings.model.is_file() else {}
     for fold in folds:
         controlnet = files[f"fold{fold}"]
-        model, headers = EmitDiff.load(settings.model, controlnet)
+        if fold != folds[0]:
+            model, headers = EmitDiff.load(settings.model, controlnet)
         model.to(settings.device).requires_grad_(False), hed.to(settings.device)
         weights = {**shared, "controlnet": sha256(controlnet)}
         training = select(cases.cases, splits[fold].train)

@@ -109,7 +109,7 @@ def save_paired(path, scores, label="Dice", stamp=""):
             axis.axis("off")
         if not others:
             _draw_box(axes[0, 0], start, 0)
-            axes[0, 0].set_xticks([0], [baseline])
+            axes[0, 0].set(xticks=[0], xticklabels=[baseline], xlim=(-0.6, 0.6))
         for line in axes:
             line[0].set_ylabel(f"{label} per case")
 
@@ -158,7 +158,7 @@ def save_generated(path, columns, stamp=""):
     [-1, 1].
     """
     count = max(len(column["samples"]) for column in columns)
-    with _draw(path, 2 + count, len(columns), 1.2 * len(columns) + 0.4, 1.2 * (2 + count) + 0.4, stamp) as (_, axes):
+    with _draw(path, 2 + count, len(columns), 1.05 * len(columns) + 0.4, 1.05 * (2 + count) + 0.4, stamp) as (_, axes):
         for axis in axes.flat:
             axis.axis("off")
         for line, column in zip(axes.T, columns, strict=True):
@@ -174,7 +174,7 @@ def save_generated(path, columns, stamp=""):
 
 @contextmanager
 def _draw(path, rows, columns, width, height, stamp="", height_ratios=None, **options):
-    """Open a figure of rows x columns axes; on leaving, save it with at most 64 colours, which keeps it small."""
+    """Open a figure of rows x columns axes; on leaving, save it with at most 256 colours, which keeps it small."""
     with plt.rc_context(STYLE):
         options |= {"layout": "constrained", "squeeze": False, "gridspec_kw": {"height_ratios": height_ratios}}
         figure, axes = plt.subplots(rows, columns, figsize=(width, height), **options)
@@ -187,9 +187,7 @@ def _draw(path, rows, columns, width, height, stamp="", height_ratios=None, **op
         finally:
             plt.close(figure)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.open(memory).convert("RGB").quantize(64, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
-        path, "PNG", optimize=True
-    )
+    Image.open(memory).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)
 
 
 def _label_row(axis, label):

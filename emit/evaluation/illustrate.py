@@ -12,43 +12,38 @@ from emit.evaluation.figures import save_contours, save_curves, save_generated, 
 MOST_ARMS = 6  # in one figure of contours or curves
 PERCENTILES = (10, 50, 90)
 COLUMNS, SAMPLES = 6, 3  # of the figure of generated images
+SHOWN = f"At most {MOST_ARMS} arms: baseline, best classical, then those with generated images."
+CAPTIONS = {
+    "paired": "One line per case, its Dice averaged over seeds and classes: blue gains, vermilion loses. Boxes: quartiles; "
+    "whiskers: the farthest case within 1.5 times their distance.",
+    "contours": "Cases at the 10th, 50th and 90th percentile of the baseline's Dice, first seed, among those with a target; "
+    f"of a volume, the slice with the largest target and the Dice of the whole volume. {SHOWN}",
+    "generated": f"Fold 0, cases evenly spaced in the manifest, the first {SAMPLES} samples of each. Yellow: the label.",
+    "curves": f"Mean over folds and seeds; the band is their range. {SHOWN}",
+}
 
 
 def illustrate(folder, scores, rows, results, cases, settings):
-    """Draw each figure that the run folder has the material for; return [(title, path, caption)].
+    """Draw each figure that the run folder has the material for into figures/; return [(title, path, caption)].
 
-    scores: {arm: {seed: {case: Dice}}}. Arms beyond the first six (baseline, best classical, those with generated
-    images) are left out of contours and curves only.
+    scores: {arm: {seed: {case: Dice}}}.
     """
-    target, stamp = Path(folder) / "figures", results["stamp"]
-    shown = choose_shown(results)
-    figures = []
+    target, stamp, shown = Path(folder) / "figures", results["stamp"], choose_shown(results)
     means = {arm: average_seeds(by_seed) for arm, by_seed in scores.items()}
     save_paired(target / "paired.png", means, stamp=stamp)
-    words = (
-        "One line per case (mean over seeds and classes): blue gains, vermilion loses. Boxes: quartiles, whiskers 1.5"
-    )
-    figures.append(("Every case under every arm", target / "paired.png", words + " times their distance."))
-    wanted = {row["case"] for row in rows if row["target"]}  # contours of nothing show nothing
-    baseline = {case: score for case, score in means["baseline"].items() if case in wanted}
-    examples = collect_examples(folder, shown, baseline, rows, cases)
+    drawn = {"paired": "Every case under every arm"}
+    examples = collect_examples(folder, shown, scores["baseline"], rows, cases)
     if examples:
         save_contours(target / "contours.png", examples, cases.classes, stamp)
-        words = (
-            "Cases at the 10th, 50th and 90th percentile of the baseline's Dice among those with a target; of a volume, the "
-            "slice with the largest target and the Dice of the whole volume. First seed."
-        )
-        figures.append(("Contours", target / "contours.png", words))
+        drawn["contours"] = "Contours"
     if settings.generated is not None:
         save_generated(target / "generated.png", collect_generated(settings, cases.cases), stamp)
-        words = f"Fold 0, cases evenly spaced in the manifest, the first {SAMPLES} samples of each. Yellow: the label."
-        figures.append(("Generated images", target / "generated.png", words))
+        drawn["generated"] = "Generated images"
     curves = collect_curves(folder, shown)
     if curves:
         save_curves(target / "curves.png", curves, stamp)
-        words = "Mean over folds and seeds; the band is their range."
-        figures.append(("Learning curves", target / "curves.png", words))
-    return figures
+        drawn["curves"] = "Learning curves"
+    return [(title, target / f"{name}.png", CAPTIONS[name]) for name, title in drawn.items()]
 
 
 def choose_shown(results):
@@ -59,9 +54,8 @@ def choose_shown(results):
 
 def average_seeds(by_seed):
     """Turn {seed: {case: score}} into {case: mean score}."""
-    return {
-        case: float(np.mean([scores[case] for scores in by_seed.values()])) for case in next(iter(by_seed.values()))
-    }
+    cases = next(iter(by_seed.values()))
+    return {case: float(np.mean([scores[case] for scores in by_seed.values()])) for case in cases}
 
 
 def choose_percentiles(scores, percentiles=PERCENTILES):
@@ -79,10 +73,11 @@ def choose_percentiles(scores, percentiles=PERCENTILES):
 
 
 def collect_examples(folder, arms, baseline, rows, cases):
-    """Return what `save_contours` draws; nothing where a run kept no predictions."""
-    seed = min(row["seed"] for row in rows)
+    """Return what `save_contours` draws; nothing where a run kept no predictions. baseline: {seed: {case: Dice}}."""
+    seed = min(baseline)
+    wanted = {row["case"] for row in rows if row["target"]}  # contours of nothing show nothing
     examples = []
-    for percentile, name in choose_percentiles(baseline):
+    for percentile, name in choose_percentiles({case: baseline[seed][case] for case in wanted}):
         mine = [row for row in rows if row["case"] == name and row["seed"] == seed]
         files = {arm: run_folder(folder, arm, mine[0]["fold"], seed) / "predictions.npz" for arm in arms}
         if not all(file.exists() for file in files.values()):

@@ -19,6 +19,7 @@ p, li { max-width: 46rem; overflow-wrap: break-word; }
 table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem .25rem 0; text-align: left; vertical-align: top; }
 td { border-top: 1px solid #e4e4e4; } .numbers td, .numbers th { white-space: nowrap; }
+.plain td:nth-child(3) { min-width: 13rem; }
 figure { margin: 1.2rem 0; } img { max-width: 100%; height: auto; } figcaption { font-size: .85rem; color: #555; }
 code { font-size: .85rem; }
 """
@@ -28,6 +29,7 @@ def write_page(path, results, tables, figures, cases, splits, settings):
     """Write the page. tables: {name: rows of strings, header first}; figures: [(title, path, caption)]."""
     stamp = f'<p class="stamp">{escape(results["stamp"])}</p>' if results["stamp"] else ""
     sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in results["conclusion"])
+    fidelity = [sentence.replace("+-", "±") for sentence in results["fidelity"]["sentences"]]
     parts = [
         f"<h1>EMIT-Diff: {len(results['arms'])} arms on {escape(str(settings.data.name))}</h1>",
         stamp,
@@ -36,6 +38,7 @@ def write_page(path, results, tables, figures, cases, splits, settings):
         make_table(tables["main"]),
         f"<p>{escape(explain_scores(results, settings))}</p>",
         *(make_figure(*figure) for figure in figures),
+        *(f"<p>{escape(sentence)}</p>" for sentence in fidelity),
         "<h2>Comparisons</h2>",
         make_table(tables["comparisons"]) if results["comparisons"] else "<p>Only the baseline was run.</p>",
         f"<p>{escape(explain_tests(results))}</p>",
@@ -71,8 +74,8 @@ def make_table(table, numbers=True):
     head, *body = ([escape(cell).replace("+-", "±") for cell in line] for line in table)
     rows = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
     rows += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in line) + "</tr>" for line in body]
-    kind = ' class="numbers"' if numbers else ""
-    return f'<div class="wide"><table{kind}>' + "\n".join(rows) + "</table></div>"
+    kind = "numbers" if numbers else "plain"
+    return f'<div class="wide"><table class="{kind}">' + "\n".join(rows) + "</table></div>"
 
 
 def make_figure(title, path, caption):

@@ -27,24 +27,26 @@ BASELINE, OURS, CONTROL = "baseline", "ours", "copies"
 ALL = "all classes"
 
 
-def write_report(folder, rows, fake_rows, cases, splits, settings, classical):
+def write_report(folder, rows, fake_rows, cases, splits, settings, classical, fidelity=()):
     """Print the table and the conclusion; write per_case.csv, summary.json, figures/ and report.html into the folder.
 
     rows: dicts with arm, fold, seed, case, and what `score_case` returns; fake_rows: the same with its fake pixel.
     cases: CaseSet. splits: one Split per fold. settings: of train_seg.py. classical: names of the classical arms.
+    fidelity: rows of `mask_fidelity` for the generated images, if there are any.
     """
     write_atomic(folder / "per_case.csv", lambda path: write_cases(path, rows))
     scores = average_classes(rows)
     results = compute(scores, rows, fake_rows, cases.cases, settings, classical)
     stamp = f"published habits on: {', '.join(settings.compat)}" if settings.compat else ""
     results = {"settings": asdict(settings), "versions": list_versions(), "stamp": stamp} | results
+    results["fidelity"] = describe_fidelity(fidelity)
     text = json.dumps(make_plain(results), indent=1, allow_nan=False)
     write_atomic(folder / "summary.json", lambda path: path.write_text(text + "\n"))
     tables = {"main": list_scores(results), "kinds": list_kinds(results)}
     print(f"\n{stamp}\n" if stamp else "")
     for table in tables.values():
         print(align(table) + "\n")
-    print("\n".join(results["conclusion"]))
+    print("\n".join([*results["conclusion"], *results["fidelity"]["sentences"]]))
     tables |= {"comparisons": list_comparisons(results), "policies": list_policies(results)}
     if len(cases.classes) > 2:
         tables["classes"] = list_classes(results)
@@ -105,6 +107,17 @@ def describe_arm(arm, rows, fake_rows):
     by_class, together = policies(*pair), policies(*pooled)
     found = {name: together[name] | by_class[name] for name in together}
     return {"scores": summarise(pooled[0]) | summarise(pair[0]), "policies": found}
+
+
+def describe_fidelity(rows):
+    """Summarise mask fidelity by class: {"scores", "sentences"}; no sentence where nothing was measured."""
+    summary = summarise(rows)
+    sentences = [
+        f"Mask fidelity, {name}: the baseline's segmenters find the mask that was asked for in {entry['cases']} generated "
+        f"images with Dice {show(entry['scores']['dice']['mean'])} +- {show(entry['scores']['dice']['spread'])}."
+        for name, entry in summary.items()
+    ]
+    return {"scores": summary, "sentences": sentences}
 
 
 def write_cases(path, rows):
@@ -175,8 +188,8 @@ def list_policies(results):
     table = [["arm", *(f"Dice, {name}" for name in names), *(f"HD95, {name}" for name in names if name != "nnunet")]]
     for arm, entry in results["arms"].items():
         found = {name: entry["policies"][name][ALL]["scores"] for name in names}
-        line = [arm, *(show_policy(found[name]["dice"]) for name in names)]
-        table.append([*line, *(show_policy(found[name]["hd95"]) for name in names if "hd95" in found[name])])
+        line = [arm, *(show_policy(found[name]["dice"], 4) for name in names)]
+        table.append([*line, *(show_policy(found[name]["hd95"], 2) for name in names if "hd95" in found[name])])
     return table
 
 
@@ -197,10 +210,10 @@ def show_comparison(c):
     return [f"{c['difference']:+.4f}", f"{c['low']:+.4f} to {c['high']:+.4f}", f"{c['p_adjusted']:.2g}"]
 
 
-def show_policy(numbers):
+def show_policy(numbers, digits):
     """Return a mean and what it leaves out, as a string."""
-    left = f" ({numbers['dropped']} dropped)" if numbers["dropped"] else ""
-    return show(numbers["mean"], 4) + left
+    left = [f"{numbers[key]} {word}" for key, word in (("infinite", "inf"), ("dropped", "dropped")) if numbers[key]]
+    return show(numbers["mean"], digits) + (f" ({', '.join(left)})" if left else "")
 
 
 def show(value, digits=3):

@@ -1,0 +1,178 @@
+"""Figures: what is drawn equals what was given, no text covers another, files are small PNGs."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from emit.evaluation import figures
+
+DEEP = "generated first+deepstack"  # the longest name of an arm
+STAMP = "published habits on: diffboost:select_on_test|no_shuffle|fake_pixel|mix_logits"
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Keep every figure that is drawn, to look into it after it was saved."""
+    kept, close = [], figures.plt.close
+    monkeypatch.setattr(figures.plt, "close", kept.append)
+    yield kept
+    for figure in kept:
+        close(figure)
+
+
+def disc(size=32, row=16, radius=8):
+    y, x = np.mgrid[:size, :size]
+    return ((y - row) ** 2 + (x - 16) ** 2 <= radius**2).astype(np.uint8)
+
+
+def contours(path, predictions, classes=("background", "lesion"), target=None, stamp=""):
+    target = disc() if target is None else target
+    image = np.linspace(-1, 1, target.size, dtype=np.float32).reshape(target.shape)
+    found = {arm: (prediction, 0.5) for arm, prediction in predictions.items()}
+    example = {"image": image, "target": target, "aspect": 1.0, "found": found}
+    labels = [f"{p}th percentile\nbenign/benign (12)" for p in (10, 50, 90)]
+    figures.save_contours(path, [{**example, "label": label} for label in labels], classes, stamp)
+
+
+def paired(path, count, stamp=""):
+    rng = np.random.default_rng(0)
+    arms = ["baseline", *(f"{DEEP[: 25 - i]}" for i in range(count))]
+    figures.save_paired(path, {arm: {f"case{i}": rng.random() for i in range(40)} for arm in arms}, stamp=stamp)
+
+
+def curves(path, stamp=""):
+    runs = [([24, 49], [0.5, 0.25]), ([24, 49], [0.7, 0.35])]
+    by_arm = {arm: runs for arm in ("baseline", DEEP, "ours")}
+    figures.save_curves(path, {"training loss": by_arm, "validation Dice": by_arm}, stamp)
+
+
+def sweep(path, stamp=""):
+    means = {"baseline": [0.5, 0.5, 0.5], DEEP: [0.5, 0.6, 0.625]}
+    spreads = {"baseline": [0.1, 0.1, 0.1], DEEP: [0.05, 0.1, 0.2]}
+    figures.save_sweep(path, [1, 2.5, 50], means, spreads, "generated images per case", stamp=stamp)
+
+
+def generated(path, stamp=""):
+    noise = np.random.default_rng(0).uniform(-1, 1, (64, 64))
+    prompt = "US, breast, malignant mass with posterior shadow, low contrast"
+    column = {"original": noise, "edge": np.abs(noise), "mask": disc(64), "samples": [noise] * 3, "prompt": prompt}
+    figures.save_generated(path, [column] * 6, stamp)
+
+
+DRAWINGS = {
+    "contours": lambda path: contours(path, {"baseline": disc(row=18), "mirror": disc(), "ours": disc(), DEEP: disc()}),
+    "paired": lambda path: paired(path, 18),
+    "paired, one": lambda path: paired(path, 1),
+    "paired, none": lambda path: paired(path, 0),
+    "paired, stamped": lambda path: paired(path, 2, STAMP),
+    "curves": lambda path: curves(path, STAMP),
+    "sweep": lambda path: sweep(path, STAMP),
+    "generated": lambda path: generated(path, STAMP),
+}
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_file_is_small_and_no_text_covers_another(name, drawn, tmp_path):
+    path = tmp_path / "figures" / "figure.png"
+    DRAWINGS[name](path)
+    with Image.open(path) as image:
+        image.load()
+        assert image.format == "PNG" and 100 < image.width < 1400 and 100 < image.height < 1400
+    assert path.stat().st_size < 200_000  # the page must travel by mail
+    (figure,) = drawn
+    frame = figure.bbox
+    texts = [t for t in figure.findobj(figures.matplotlib.text.Text) if t.get_text().strip() and t.get_visible()]
+    texts = [t for t in texts if t.axes is None or t.axes.axison or t in (t.axes.title, *t.axes.texts)]
+    boxes = [(t.get_text(), t.get_window_extent()) for t in texts]
+    for text, box in boxes:  # 1 pixel: glyphs are laid out on whole pixels
+        assert box.x0 > frame.x0 - 1 and box.x1 < frame.x1 + 1 and box.y0 > frame.y0 - 1, f"{text!r} leaves the figure"
+    for (one, a), (other, b) in combinations(boxes, 2):
+        width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+        assert width < 1 or height < 1, f"{one!r} covers {other!r}"
+
+
+def count_pixels(path, colour):
+    """Count pixels near a colour: 60 of 442, as lines are blended with what is under them."""
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(float)
+    return int((np.linalg.norm(pixels - 255 * np.array(to_rgb(colour)), axis=-1) < 60).sum())
+
+
+def test_contours_lie_on_the_borders(drawn, tmp_path):
+    target, prediction = np.zeros((32, 32), np.uint8), np.zeros((32, 32), np.uint8)
+    target[10:20, 5:25], prediction[0:8, 12:20] = 1, 1  # the prediction touches the image's border
+    contours(tmp_path / "figure.png", {"baseline": prediction}, target=target)
+    truth, both = drawn[0].axes[:2]
+    spans = [
+        collection.get_datalim(axis.transData).extents for axis in (truth, both) for collection in axis.collections
+    ]
+    # A pixel's centre has whole coordinates, so the border between 0 and 1 is half a pixel outside the mask.
+    assert spans[0] == pytest.approx([4.5, 9.5, 24.5, 19.5]) and spans[1] == pytest.approx(spans[0])
+    assert spans[2] == pytest.approx([11.5, -0.5, 19.5, 7.5])
+    assert len(spans) == 3
+
+
+def test_contours_of_nothing_and_of_several_classes(drawn, tmp_path):
+    empty = np.zeros((32, 32), np.uint8)
+    contours(tmp_path / "empty.png", {"baseline": empty}, target=empty)
+    assert not any(axis.collections for axis in drawn[0].axes)
+    labels = disc() + disc(radius=4)
+    contours(tmp_path / "classes.png", {"baseline": labels}, ("background", "PZ", "TZ"), labels)
+    assert [text.get_text() for text in drawn[1].legends[0].get_texts()] == ["ground truth", "prediction", "PZ", "TZ"]
+    dashes = {tuple(collection.get_linestyle()[0][1] or ()) for collection in drawn[1].axes[0].collections}
+    assert len(dashes) == 2
+
+
+def test_paired_lines_join_the_same_case(drawn, tmp_path):
+    scores = {"baseline": {"a": 0.25, "b": 0.5, "c": 0.75}, "ours": {"c": 0.75, "b": 0.25, "a": 0.5}}
+    figures.save_paired(tmp_path / "figure.png", scores)
+    axis = drawn[0].axes[0]
+    ends = {tuple(line.get_ydata()): line.get_color() for line in axis.lines if tuple(line.get_xdata()) == (0.2, 0.8)}
+    assert ends == {(0.25, 0.5): figures.BLUE, (0.5, 0.25): figures.VERMILION, (0.75, 0.75): figures.GREY}
+    assert axis.get_title() == "ours\n+0.000, 1 of 3 up"
+    medians = [line.get_ydata()[0] for line in axis.lines if line.get_linewidth() == 1.6]
+    assert medians == [0.5, 0.5]
+
+
+def test_curves_are_mean_and_range_over_common_steps(drawn, tmp_path):
+    runs = [([24, 49, 74], [0.5, 0.25, 0.1]), ([24, 49], [0.75, 0.75])]
+    figures.save_curves(tmp_path / "figure.png", {"loss": {"ours": runs}})
+    (line,), (band,) = drawn[0].axes[0].lines, drawn[0].axes[0].collections
+    assert line.get_xdata().tolist() == [24, 49] and line.get_ydata().tolist() == [0.625, 0.5]
+    corners = {tuple(corner) for corner in band.get_paths()[0].vertices.tolist()}
+    assert corners == {(24, 0.5), (24, 0.75), (49, 0.25), (49, 0.75)}
+
+
+def test_sweep_shows_means_and_bars(drawn, tmp_path):
+    sweep(tmp_path / "figure.png")
+    axis = drawn[0].axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "2.5", "50"]
+    middle = axis.containers[1]
+    assert middle.lines[0].get_ydata().tolist() == [0.5, 0.6, 0.625]
+    bars = [segment[:, 1].tolist() for segment in middle.lines[2][0].get_segments()]
+    assert np.allclose(bars, [[0.45, 0.55], [0.5, 0.7], [0.425, 0.825]])
+
+
+def test_stamp_is_red_and_absent_without_a_reason(tmp_path):
+    curves(tmp_path / "plain.png")
+    curves(tmp_path / "stamped.png", STAMP)
+    assert count_pixels(tmp_path / "plain.png", "#B00000") == 0
+    assert count_pixels(tmp_path / "stamped.png", "#B00000") > 100
+
+
+def test_quantised_colours_stay_apart(tmp_path):
+    contours(tmp_path / "figure.png", {"baseline": disc(row=20)})
+    assert count_pixels(tmp_path / "figure.png", figures.TRUTH) > 200
+    assert count_pixels(tmp_path / "figure.png", figures.FOUND) > 200
+    grey = np.asarray(Image.open(tmp_path / "figure.png").convert("RGB")).astype(int)[40:60, 60:160]
+    assert np.ptp(grey, axis=-1).max() <= 8  # an image without contours stays grey
+
+
+def test_rows_keep_the_scale_of_each_row(drawn, tmp_path):
+    rows = {"image": np.full((2, 1, 4, 4), -0.5), "edge": np.full((1, 4, 4), 0.25)}
+    figures.save_rows(tmp_path / "figure.png", rows, titles=("a", "b"), caption="guidance 1.5")
+    shown = [axis.images[0] for axis in drawn[0].axes if axis.images]
+    assert [image.get_clim() for image in shown] == [(-1, 1), (-1, 1), (0, 1)]
+    assert float(shown[0].get_array()[0, 0]) == -0.5 and float(shown[2].get_array()[0, 0]) == 0.25
