@@ -176,14 +176,19 @@ def save_generated(path, columns, stamp=""):
 def _draw(path, rows, columns, width, height, stamp="", height_ratios=None, **options):
     """Open a figure of rows x columns axes; on leaving, save it with at most 256 colours, which keeps it small."""
     with plt.rc_context(STYLE):
-        options |= {"layout": "constrained", "squeeze": False, "gridspec_kw": {"height_ratios": height_ratios}}
+        options |= {
+            "layout": "constrained",
+            "squeeze": False,
+            "dpi": 120,
+            "gridspec_kw": {"height_ratios": height_ratios},
+        }
         figure, axes = plt.subplots(rows, columns, figsize=(width, height), **options)
         try:
             yield figure, axes
             if stamp:
                 figure.suptitle(fill(stamp, int(14 * width)), fontsize=7, color="#B00000")
             memory = io.BytesIO()
-            figure.savefig(memory, dpi=120)
+            figure.savefig(memory)
         finally:
             plt.close(figure)
     Path(path).parent.mkdir(parents=True, exist_ok=True)

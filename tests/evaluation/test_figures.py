@@ -74,6 +74,15 @@ DRAWINGS = {
 }
 
 
+def visible_texts(figure):
+    texts = [*figure.texts, *(text for legend in figure.legends for text in legend.get_texts())]
+    for axis in figure.axes:
+        texts += [axis.title, *axis.texts]
+        if axis.axison:
+            texts += [axis.xaxis.label, axis.yaxis.label, *axis.get_xticklabels(), *axis.get_yticklabels()]
+    return [text for text in texts if text.get_text().strip() and text.get_visible()]
+
+
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_file_is_small_and_no_text_covers_another(name, drawn, tmp_path):
     path = tmp_path / "figures" / "figure.png"
@@ -84,9 +93,7 @@ def test_file_is_small_and_no_text_covers_another(name, drawn, tmp_path):
     assert path.stat().st_size < 200_000  # the page must travel by mail
     (figure,) = drawn
     frame = figure.bbox
-    texts = [t for t in figure.findobj(figures.matplotlib.text.Text) if t.get_text().strip() and t.get_visible()]
-    texts = [t for t in texts if t.axes is None or t.axes.axison or t in (t.axes.title, *t.axes.texts)]
-    boxes = [(t.get_text(), t.get_window_extent()) for t in texts]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in visible_texts(figure)]
     for text, box in boxes:  # 1 pixel: glyphs are laid out on whole pixels
         assert box.x0 > frame.x0 - 1 and box.x1 < frame.x1 + 1 and box.y0 > frame.y0 - 1, f"{text!r} leaves the figure"
     for (one, a), (other, b) in combinations(boxes, 2):
