@@ -64,7 +64,7 @@ def generated(path, stamp=""):
 
 DRAWINGS = {
     "contours": lambda path: contours(path, {"baseline": disc(row=18), "mirror": disc(), "ours": disc(), DEEP: disc()}),
-    "paired": lambda path: paired(path, 18),
+    "paired": lambda path: paired(path, 8),
     "paired, one": lambda path: paired(path, 1),
     "paired, none": lambda path: paired(path, 0),
     "paired, stamped": lambda path: paired(path, 2, STAMP),
@@ -79,7 +79,10 @@ def visible_texts(figure):
     for axis in figure.axes:
         texts += [axis.title, *axis.texts]
         if axis.axison:
-            texts += [axis.xaxis.label, axis.yaxis.label, *axis.get_xticklabels(), *axis.get_yticklabels()]
+            texts += [axis.xaxis.label, axis.yaxis.label]
+            for line in (axis.xaxis, axis.yaxis):  # ticks beyond the view exist and are not drawn
+                low, high = line.get_view_interval()
+                texts += [tick.label1 for tick in line.get_major_ticks() if low <= tick.get_loc() <= high]
     return [text for text in texts if text.get_text().strip() and text.get_visible()]
 
 

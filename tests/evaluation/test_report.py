@@ -1,0 +1,312 @@
+"""The report: numbers against hand computation, files that can be read back, a page that needs nothing else."""
+
+import base64
+import csv
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from emit.data.cases import Case, CaseSet
+from emit.data.splits import Split
+from emit.evaluation.illustrate import choose_percentiles, choose_shown
+from emit.evaluation.report import write_report
+from emit.ledger import record
+from emit.training.config import setting
+from emit.training.dataset import DataSettings
+
+SIZE, COUNT = 16, 8
+NAMES = [f"benign/b{i}" for i in range(COUNT)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(DataSettings):
+    """What the report reads of train_seg.py's settings."""
+
+    generated: Path | None = setting(None, "[choice] none", help="images with <masks> & edges")
+    compat: tuple[str, ...] = setting((), "[authors' code]", help="switches")
+    tolerance: float = setting(2.0, "[choice] a width", help="of NSD")
+    level: float = setting(0.05, "[choice] convention", help="of tests")
+
+
+def load(number):
+    """A picture and its mask of (number + 2)^2 pixels."""
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[2 : 4 + number, 2 : 4 + number] = 1
+    return np.linspace(-1, 1, SIZE * SIZE, dtype=np.float32).reshape(SIZE, SIZE) * (1 - number / 20), mask
+
+
+def case_set(classes=("background", "lesion")):
+    cases = [Case(n, n, "US, breast", "benign", n, lambda i=i: load(i)) for i, n in enumerate(NAMES)]
+    return CaseSet(cases, classes, "busi", "data")
+
+
+def folds():
+    return [
+        Split(tuple(NAMES[4:7]), (NAMES[7],), tuple(NAMES[:4])),
+        Split(tuple(NAMES[:3]), (NAMES[3],), tuple(NAMES[4:])),
+    ]
+
+
+def row(arm, number, dice, seed=0, **other):
+    fixed = {"arm": arm, "fold": number // 4, "seed": seed, "case": NAMES[number], "class": "lesion", "dice": dice}
+    scores = {"iou": dice / 2, "precision": dice, "recall": dice, "hd95": 1.0 + number, "assd": 0.5, "nsd": dice}
+    origin = {"kind": "both present", "predicted": 9, "target": 9, "unit": "px", "tolerance": 2.0}
+    return fixed | scores | origin | other
+
+
+def rows_of(gains, seeds=1):
+    """Baseline 0.50, 0.51, ...; the gain of an arm grows by 0.001 per case, so that no two differences are equal."""
+    return [
+        row(arm, i, 0.5 + 0.01 * i + (gain + 0.001 * i if gain else 0) + 0.02 * seed, seed)
+        for seed in range(seeds)
+        for arm, gain in gains.items()
+        for i in range(COUNT)
+    ]
+
+
+def write(folder, rows, fake=None, classical=("mirror",), cases=None, **options):
+    settings = Settings(data=Path("somewhere/BUSI"), **options)
+    write_report(folder, rows, rows if fake is None else fake, cases or case_set(), folds(), settings, classical)
+    text = (folder / "summary.json").read_text()
+    return json.loads(text, parse_constant=pytest.fail), (folder / "report.html").read_text(encoding="utf-8")
+
+
+def add_runs(folder, arms, seeds):
+    """The files that train_seg.py leaves in each run's folder."""
+    for arm in arms:
+        for fold, split in enumerate(folds()):
+            for seed in range(seeds):
+                place = folder / arm.replace(" ", "_") / f"fold{fold}_seed{seed}"
+                place.mkdir(parents=True)
+                np.savez_compressed(place / "predictions.npz", **{n: load(NAMES.index(n))[1] for n in split.test})
+                (place / "log.jsonl").write_text('{"step": 24, "loss": 0.5}\n{"step": 49, "loss": 0.25}\n')
+                (place / "validation.jsonl").write_text('{"step": 24, "dice": 0.5}\n{"step": 49, "dice": 0.75}\n')
+
+
+def add_generated(folder):
+    cases = case_set().cases
+    for fold, split in enumerate(folds()):
+        place, lines = folder / f"fold{fold}", []
+        for case in (case for case in cases if case.id in split.train):
+            for index in range(2):
+                lines.append({"file": f"{case.id[-2:]}_{index}.png", "case": case.id, "index": index, "size": SIZE})
+                lines[-1]["prompt"] = case.prompt
+                for kind in ("images", "edges", "masks"):
+                    (place / kind).mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(case.mask).save(place / kind / lines[-1]["file"])
+        (place / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        seen = [case for case in cases if case.id in split.train]
+        (place / "ledger.json").write_text(json.dumps(record("finetuning", seen)))
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """A run with everything: four arms, two seeds, predictions, logs, generated images, a compat switch, a lost case."""
+    folder = tmp_path_factory.mktemp("run")
+    arms = {"baseline": 0.0, "mirror": 0.05, "ours": 0.1, "generated only": -0.02}
+    rows = rows_of(arms, seeds=2)
+    add_runs(folder / "seg", arms, 2)
+    add_generated(folder / "generated")
+    options = {"compat": ("diffboost:select_on_test",), "generated": folder / "generated"}
+    summary, page = write(folder / "seg", rows, **options)
+    return folder / "seg", rows, summary, page
+
+
+def test_numbers_equal_hand_computation(full):
+    _, _, summary, _ = full
+    # Baseline: 0.50 + 0.01 i, i = 0..7, and 0.02 more under the second seed: mean 0.535 + 0.01.
+    # Standard deviation (n - 1) of 0..7 is sqrt(6); that of two seeds 0.02 apart is 0.02 / sqrt(2).
+    baseline = summary["arms"]["baseline"]["dice"]
+    assert baseline["mean"] == pytest.approx(0.545, abs=1e-12)
+    assert baseline["case_spread"] == pytest.approx(0.01 * 6**0.5, abs=1e-12)
+    assert baseline["seed_spread"] == pytest.approx(0.02 / 2**0.5, abs=1e-12)
+    scores = summary["arms"]["ours"]["scores"]["all classes"]["scores"]
+    assert scores["iou"]["mean"] == pytest.approx((0.545 + 0.1035) / 2, abs=1e-12)
+    assert scores["hd95"]["mean"] == 4.5
+    found = {(c["arm"], c["reference"]): c for c in summary["comparisons"]}
+    # Gains: 0.1 + 0.001 i, mean 0.1035; against mirror 0.05 each; losses: -0.02 + 0.001 i, mean -0.0165.
+    differences = {pair: c["difference"] for pair, c in found.items()}
+    wanted = {("ours", "baseline"): 0.1035, ("generated only", "baseline"): -0.0165, ("ours", "mirror"): 0.05}
+    wanted |= {("generated only", "mirror"): -0.07, ("mirror", "baseline"): 0.0535}
+    assert differences == pytest.approx(wanted, abs=1e-12)
+    # All 8 signs are equal: Wilcoxon's exact p is 2 / 2^8. Holm: 4 comparisons in the first family, 1 in the second.
+    assert found["ours", "baseline"]["p"] == 2 / 256
+    assert found["ours", "baseline"]["p_adjusted"] == pytest.approx(8 / 256)
+    assert found["mirror", "baseline"]["p_adjusted"] == pytest.approx(2 / 256)
+    assert found["ours", "baseline"]["effect"] == 1 and found["generated only", "baseline"]["effect"] == -1
+    assert 0.1 < found["ours", "baseline"]["low"] < 0.1035 < found["ours", "baseline"]["high"] < 0.107
+    assert summary["best_classical"] == "mirror" and summary["generated_arms"] == ["ours", "generated only"]
+    assert summary["settings"]["compat"] == ["diffboost:select_on_test"] and summary["settings"]["folds"] == 3
+
+
+def test_conclusion_is_about_ours_and_says_both_references(full):
+    sentences = full[2]["conclusion"]
+    assert [s.split(" (")[0] for s in sentences] == [
+        "ours against baseline: detectable gain",
+        "ours against mirror: detectable gain",
+    ]
+    assert "+0.1035" in sentences[0] and "+0.0500" in sentences[1] and "2 seeds" in sentences[0]
+
+
+def test_csv_gives_every_row_back(full, tmp_path):
+    folder, rows, _, _ = full
+    with open(folder / "per_case.csv", newline="", encoding="utf-8") as file:
+        read = list(csv.DictReader(file))
+    assert len(read) == len(rows) == 4 * 2 * COUNT
+    for line, origin in zip(read, rows, strict=True):
+        assert {key: type(origin[key])(line[key]) for key in origin} == origin  # bitwise, as repr of a float is exact
+    lost = rows_of({"baseline": 0.0})
+    lost[3] |= {"hd95": float("inf")}
+    write(tmp_path, lost)
+    with open(tmp_path / "per_case.csv", newline="", encoding="utf-8") as file:
+        assert [float(line["hd95"]) for line in csv.DictReader(file)] == [row["hd95"] for row in lost]
+
+
+def test_page_stands_alone_and_says_everything(full):
+    folder, _, summary, page = full
+    assert "http" not in page and "<script" not in page and "<link" not in page and "url(" not in page
+    sources = re.findall(r'src="([^"]*)"', page)
+    assert len(sources) == page.count("<img") == page.count("src=") == 4
+    inside = [base64.b64decode(source.removeprefix("data:image/png;base64,"), validate=True) for source in sources]
+    names = ("paired", "contours", "generated", "curves")
+    assert inside == [(folder / "figures" / f"{name}.png").read_bytes() for name in names]
+    for text in (*summary["conclusion"], *summary["arms"], "diffboost:select_on_test", "Learning curves", "finetuning"):
+        assert text in page
+    assert "images with &lt;masks&gt; &amp; edges" in page and "<masks>" not in page
+    assert "3 in 3 groups" in page and "the scores are too good" in page
+    assert '<meta name="viewport"' in page
+
+
+def test_leaked_case_is_counted(full, tmp_path):
+    page = full[3]
+    line = "<td>finetuning: 3 cases</td><td>4</td><td>{}</td>"
+    assert page.count(line.format(0)) == 2
+    add_generated(tmp_path / "generated")
+    leaky = record("finetuning", [case for case in case_set().cases if case.id in (*NAMES[4:6], NAMES[0])])
+    (tmp_path / "generated" / "fold0" / "ledger.json").write_text(json.dumps(leaky))
+    _, page = write(tmp_path, rows_of({"baseline": 0.0}), generated=tmp_path / "generated")
+    assert page.count(line.format(1)) == 1 and page.count(line.format(0)) == 1
+
+
+def test_infinite_distances_are_counted_not_averaged(tmp_path, capsys):
+    rows = rows_of({"baseline": 0.0, "ours": 0.1})
+    missed = {"kind": "missed", "dice": 0.0, "hd95": float("inf"), "assd": float("inf"), "nsd": 0.0, "predicted": 0}
+    rows[COUNT + 7] |= missed
+    fake = [dict(row) for row in rows]
+    fake[COUNT + 7] |= {"hd95": 20.0, "assd": 10.0}
+    summary, page = write(tmp_path, rows, fake)
+    ours = summary["arms"]["ours"]
+    hd95 = ours["scores"]["all classes"]["scores"]["hd95"]
+    assert (hd95["mean"], hd95["infinite"], hd95["counted"]) == (4.0, 1, 8)  # mean of 1..7
+    assert ours["scores"]["all classes"]["missed"] == 1
+    assert ours["policies"]["diffboost"]["all classes"]["scores"]["hd95"]["mean"] == 48 / 8  # 1..7 and 20
+    assert ours["policies"]["monai"]["all classes"]["scores"]["hd95"]["dropped"] == 1
+    printed = capsys.readouterr().out
+    assert re.search(r"^ours .* 4\.00 \(1 inf\) ", printed, re.M) and "4.00 (1 inf)" in page
+    assert re.search(r"^ours +7 +0 +1 +0 +8$", printed, re.M)
+
+
+def test_arm_without_any_finite_distance(tmp_path):
+    rows = rows_of({"baseline": 0.0})
+    for entry in rows:
+        entry |= {"kind": "missed", "dice": 0.0, "hd95": float("inf"), "assd": float("inf")}
+    summary, page = write(tmp_path, rows)
+    scores = summary["arms"]["baseline"]["scores"]["all classes"]["scores"]
+    assert scores["hd95"]["mean"] is None and scores["hd95"]["infinite"] == 8
+    assert "- (8 inf)" in page
+
+
+def test_lone_baseline_and_one_seed(tmp_path, capsys):
+    summary, page = write(tmp_path, rows_of({"baseline": 0.0}))
+    assert summary["comparisons"] == [] and summary["best_classical"] is None and summary["seeds"] == 1
+    assert summary["arms"]["baseline"]["dice"]["seed_spread"] is None
+    assert summary["conclusion"][0].startswith("No arm with generated images was run")
+    assert "Only the baseline was run." in page and "nothing is concluded" in capsys.readouterr().out
+    assert "published habits" not in page and page.count("<img") == 1
+    assert "between seeds" not in page and "1 seed;" in page
+
+
+def test_compat_is_stamped_everywhere(tmp_path, capsys):
+    _, page = write(tmp_path, rows_of({"baseline": 0.0}), compat=("diffboost",))
+    assert '<p class="stamp">published habits on: diffboost</p>' in page
+    assert "published habits on: diffboost" in capsys.readouterr().out
+    pixels = np.asarray(Image.open(tmp_path / "figures" / "paired.png").convert("RGB")).astype(int)
+    assert (np.abs(pixels - (0xB0, 0, 0)).sum(-1) < 60).any()  # red, as in figures.STAMP
+
+
+def test_classes_are_averaged_per_case(tmp_path):
+    rows = []
+    for i in range(COUNT):
+        rows.append(row("baseline", i, 0.5, **{"class": "PZ"}))
+        rows.append(row("baseline", i, 0.5 + 0.02 * i, **{"class": "TZ"}))
+    summary, page = write(tmp_path, rows, cases=case_set(("background", "PZ", "TZ")))
+    described = summary["arms"]["baseline"]
+    assert described["dice"]["mean"] == pytest.approx((0.5 + 0.57) / 2, abs=1e-12)
+    assert described["dice"]["case_spread"] == pytest.approx(0.01 * 6**0.5, abs=1e-12)
+    assert described["scores"]["TZ"]["scores"]["dice"]["mean"] == pytest.approx(0.57, abs=1e-12)
+    assert described["scores"]["all classes"]["cases"] == 16 and summary["classes"] == ["PZ", "TZ"]
+    assert "<h2>Classes</h2>" in page
+
+
+def test_patients_are_the_units(tmp_path):
+    base = case_set()
+    paired = [Case(c.id, f"patient{i // 2}", c.prompt, c.stratum, c.path, c.load) for i, c in enumerate(base.cases)]
+    cases = CaseSet(paired, base.classes, base.layout, base.root)
+    summary, page = write(tmp_path, rows_of({"baseline": 0.0, "ours": 0.1}), cases=cases)
+    (comparison,) = summary["comparisons"]
+    assert comparison["units"] == 4 and comparison["cases"] == 8 and summary["groups"] == 4
+    assert comparison["p"] == 2 / 2**4
+    # Fold 0 trains on cases 4, 5, 6 and selects on 7, of 6's patient: one group in two parts; fold 1 alike.
+    assert page.count("<td>1</td></tr>") == 2
+
+
+def test_fidelity_is_summarised(tmp_path):
+    rows = rows_of({"baseline": 0.0})
+    fidelity = [{"class": "lesion", "kind": "both present", "image": i, "dice": d} for i, d in enumerate((0.25, 0.75))]
+    fidelity = [entry | {"iou": 0.5, "precision": 0.5, "recall": 0.5} for entry in fidelity]
+    settings = Settings(data=Path("BUSI"))
+    write_report(tmp_path, rows, rows, case_set(), folds(), settings, (), fidelity)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "in 2 generated images with Dice 0.500 ± 0.354." in page  # sqrt(2 * 0.25^2) = 0.354
+
+
+def test_percentiles_pick_by_rank():
+    scores = {f"case{i:02d}": i / 100 for i in reversed(range(21))}  # rank p (n - 1) / 100: 2, 10, 18
+    assert choose_percentiles(scores) == [(10, "case02"), (50, "case10"), (90, "case18")]
+    assert choose_percentiles({"b": 0.5, "a": 0.5, "c": 0.1}) == [(10, "c"), (50, "a"), (90, "b")]
+    assert choose_percentiles({"only": 1.0}) == [(10, "only")] and choose_percentiles({}) == []
+
+
+def test_contours_show_the_slice_and_the_prediction_of_that_slice(tmp_path, monkeypatch):
+    masks = [np.zeros((4, 6), np.uint8) for _ in range(3)]
+    masks[1][1:3, 1:5], masks[2][1, 1] = 1, 1
+    image = np.zeros((4, 6), np.float32)
+    slices = [
+        Case(f"v/{k}", "v", "CT", "", "v", lambda k=k: (image + k / 4, masks[k]), (2.0, 1.0), 3.0, "v", k)
+        for k in (2, 0, 1)  # not in their order
+    ]
+    cases = CaseSet(slices, ("background", "spleen"), "nnunet", "data")
+    place = tmp_path / "baseline" / "fold0_seed0"
+    place.mkdir(parents=True)
+    np.savez_compressed(place / "predictions.npz", v=np.stack([mask * 0 + k for k, mask in enumerate(masks)]))
+    shown = {}
+    monkeypatch.setattr("emit.evaluation.illustrate.save_contours", lambda path, examples, *_: shown.update(e=examples))
+    monkeypatch.setattr("emit.evaluation.page.make_figure", lambda *_: "")
+    split = [Split((), (), ("v/0", "v/1", "v/2"))]
+    rows = [row("baseline", 0, 0.75) | {"case": "v"}]
+    write_report(tmp_path, rows, rows, cases, split, Settings(data=Path("spleen")), ())
+    (example,) = shown["e"]
+    prediction, dice = example["found"]["baseline"]
+    assert example["label"] == "10th percentile\nv/1" and example["aspect"] == 2.0 and dice == 0.75
+    assert (example["target"] == masks[1]).all() and (example["image"] == 0.25).all() and (prediction == 1).all()
+
+
+def test_first_arms_are_shown():
+    results = {"best_classical": "gamma", "generated_arms": ["ours", *"abcdef"]}
+    assert choose_shown(results) == ["baseline", "gamma", "ours", "a", "b", "c"]
+    assert choose_shown({"best_classical": None, "generated_arms": []}) == ["baseline"]
