@@ -14,7 +14,7 @@ from PIL import Image
 from emit.data.cases import Case, CaseSet
 from emit.data.splits import Split
 from emit.evaluation.illustrate import choose_percentiles, choose_shown
-from emit.evaluation.report import write_report
+from emit.evaluation.report import average_classes, compute, write_report
 from emit.ledger import record
 from emit.training.config import setting
 from emit.training.dataset import DataSettings
@@ -151,6 +151,20 @@ def test_conclusion_is_about_ours_and_says_both_references(full):
         "ours against mirror: detectable gain",
     ]
     assert "+0.1035" in sentences[0] and "+0.0500" in sentences[1] and "2 seeds" in sentences[0]
+
+
+def test_families_of_comparisons():
+    rows = rows_of({"baseline": 0.0, "gamma": 0.03, "mirror": 0.05, "mixed": 0.02, "copies": 0.01})
+    settings = Settings(data=Path("BUSI"))
+    found = compute(average_classes(rows), rows, rows, case_set().cases, settings, ("gamma", "mirror", "scale"))
+    pairs = [(c["arm"], c["reference"]) for c in found["comparisons"]]
+    # Copies hold no generated image: a control, compared with the baseline only, and no best classical arm.
+    others = [("gamma", "baseline"), ("mirror", "baseline"), ("copies", "baseline")]
+    assert pairs == [("mixed", "baseline"), ("mixed", "mirror"), *others]
+    # Two-sided exact p of 8 equal signs 2 / 2^8; Holm multiplies by the size of the family, 2 and 3.
+    assert [round(c["p_adjusted"] * 256) for c in found["comparisons"]] == [4, 4, 6, 6, 6]
+    assert found["best_classical"] == "mirror"
+    assert [s.split(":")[0] for s in found["conclusion"]] == ["mixed against baseline", "mixed against mirror"]
 
 
 def test_csv_gives_every_row_back(full, tmp_path):
