@@ -263,6 +263,7 @@ def test_classes_are_averaged_per_case(tmp_path):
     assert described["dice"]["mean"] == pytest.approx((0.5 + 0.57) / 2, abs=1e-12)
     assert described["dice"]["case_spread"] == pytest.approx(0.01 * 6**0.5, abs=1e-12)
     assert described["scores"]["TZ"]["scores"]["dice"]["mean"] == pytest.approx(0.57, abs=1e-12)
+    assert described["policies"]["nnunet"]["TZ"]["scores"]["dice"]["mean"] == pytest.approx(0.57, abs=1e-12)
     assert described["scores"]["all classes"]["cases"] == 16 and summary["classes"] == ["PZ", "TZ"]
     assert "<h2>Classes</h2>" in page
 
