@@ -102,6 +102,10 @@ def test_file_is_small_and_no_text_covers_another(name, drawn, tmp_path):
     for (one, a), (other, b) in combinations(boxes, 2):
         width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
         assert width < 1 or height < 1, f"{one!r} covers {other!r}"
+    for legend in figure.legends:
+        assert not any(legend.get_window_extent().overlaps(axis.bbox) for axis in figure.axes), (
+            "the legend covers a panel"
+        )
 
 
 def count_pixels(path, colour):
@@ -137,13 +141,19 @@ def test_contours_of_nothing_and_of_several_classes(drawn, tmp_path):
 
 def test_paired_lines_join_the_same_case(drawn, tmp_path):
     scores = {"baseline": {"a": 0.25, "b": 0.5, "c": 0.75}, "ours": {"c": 0.75, "b": 0.25, "a": 0.5}}
+    scores["baseline"]["d"], scores["ours"]["d"] = 0.5, 0.625
     figures.save_paired(tmp_path / "figure.png", scores)
     axis = drawn[0].axes[0]
     ends = {tuple(line.get_ydata()): line.get_color() for line in axis.lines if tuple(line.get_xdata()) == (0.2, 0.8)}
-    assert ends == {(0.25, 0.5): figures.BLUE, (0.5, 0.25): figures.VERMILION, (0.75, 0.75): figures.GREY}
-    assert axis.get_title() == "ours\n+0.000, 1 of 3 up"
+    assert ends == {
+        (0.25, 0.5): figures.BLUE,
+        (0.5, 0.25): figures.VERMILION,
+        (0.75, 0.75): figures.GREY,
+        (0.5, 0.625): figures.BLUE,
+    }
+    assert axis.get_title() == "ours\n+0.031, 2 of 4 up"  # (0.25 - 0.25 + 0 + 0.125) / 4
     medians = [line.get_ydata()[0] for line in axis.lines if line.get_linewidth() == 1.6]
-    assert medians == [0.5, 0.5]
+    assert medians == [0.5, 0.5625]
 
 
 def test_curves_are_mean_and_range_over_common_steps(drawn, tmp_path):
