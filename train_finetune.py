@@ -14,14 +14,14 @@ from emit import errors
 from emit.data.cache import Memo, Pictures
 from emit.data.edges import make_hint
 from emit.data.geometry import random_warp
-from emit.data.splits import select, write_splits
+from emit.data.splits import write_splits
 from emit.diffusion.objective import loss_by_quartile
 from emit.ledger import record
 from emit.model import EmitDiff, drop_captions, find_edges, load_hed
 from emit.probes import condition_losses, save_samples
 from emit.seeds import generator
 from emit.training.config import parse, save_config, setting
-from emit.training.dataset import DataSettings, choose_folds, open_data
+from emit.training.dataset import DataSettings, choose_folds, choose_training, open_data
 from emit.training.loop import Run
 
 
@@ -116,7 +116,7 @@ def main():
     write_splits(settings.out / "splits.json", splits)
     for fold in folds:
         model.controlnet.load_state_dict(start)
-        training = select(cases.cases, splits[fold].train)
+        training = choose_training(cases, splits[fold], settings)
         folder = settings.out / f"fold{fold}"
         losses = train_fold(model, hed, training, cases.classes, settings, folder)
         header = record(f"fine-tuning, fold {fold}", training, [hed_header, *headers])

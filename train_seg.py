@@ -5,7 +5,8 @@ once. Cases are scored on their native grid against the original mask, volumes a
 """
 
 import json
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,21 +15,30 @@ import torch
 
 from emit import errors
 from emit.arms import ARMS, CLASSICAL, Generated, choose_arms
+from emit.compat import HABITS, read_compat
 from emit.data.augment import augment
 from emit.data.cache import Pictures
 from emit.data.geometry import unfit
 from emit.data.splits import select, write_splits
-from emit.evaluation.fidelity import mask_fidelity
+from emit.evaluation.fidelity import describe_generated, mask_fidelity
+from emit.evaluation.illustrate import run_folder
 from emit.evaluation.metrics import score_case, score_overlap
-from emit.evaluation.report import write_report
+from emit.evaluation.report import write_report, write_sweep
 from emit.files import write_atomic
 from emit.networks.segmenter import Segmenter, SegmenterConfig, dice_ce_loss
 from emit.seeds import seed_from
-from emit.training.config import parse, save_config, setting
-from emit.training.dataset import DataSettings, open_data
+from emit.training.config import parse, save_config, setting, vary
+from emit.training.dataset import DataSettings, choose_training, open_data
 from emit.training.loop import Run
 
-COMPAT = ("select_on_test", "no_shuffle", "fake_pixel", "mix_logits")
+SWEEPS = {  # what --sweep takes, and the axis of its figure; the last two are of images that emit.generate swept
+    "n": "generated images per case",
+    "alpha": "share of real patches",
+    "patches": "patches per side",
+    "real_cases": "real training cases",
+    "guidance": "guidance weight",
+    "strength": "control strength",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,24 +62,17 @@ class Settings(DataSettings):
     alpha: float = setting(0.6, "[paper]", help="share of real patches (patch merging) or images (mixing)")
     patches: int = setting(6, "[paper] 384 / 64", help="patches per side; the size is rounded down to divide the image")
     n: int | None = setting(None, "[paper] all there are", help="generated images used per case")
-    real_cases: int | None = setting(
-        None, "[paper] all there are", help="training cases used per fold, for learning curves"
-    )
     select_every: int = setting(25, "[authors' code] every epoch", paper=100, help="steps between looks at validation")
     tolerance: float = setting(2.0, "[choice] about a contour's width", help="of NSD, in mm, or pixels without spacing")
     level: float = setting(0.05, "[choice] convention", help="level of tests and intervals")
-    compat: tuple[str, ...] = setting((), "[authors' code]", help="diffboost, or diffboost:" + "|".join(COMPAT))
+    compat: tuple[str, ...] = setting(
+        (), "[authors' code]", help="diffboost, or diffboost:" + ",".join(HABITS["train_seg.py"])
+    )
+    sweep: tuple[str, ...] = setting(
+        (), "[choice] none", help="NAME=V,V,...: the comparison once for each value, and a figure; " + ", ".join(SWEEPS)
+    )
     device: str = setting("cpu", "[choice] demo machine", paper="cuda", help="torch device", may_change=True)
     resume: bool = setting(False, "[choice] explicit", help="go on with the run in --out", may_change=True)
-
-
-def read_compat(words):
-    """Return the set of published habits that --compat switches on."""
-    names = {name for word in words for name in word.removeprefix("diffboost:").split("|")}
-    names = set(COMPAT) if "diffboost" in names else names
-    if names - set(COMPAT):
-        raise errors.InputError(f"--compat: {min(names - set(COMPAT))} is unknown; choose from {', '.join(COMPAT)}")
-    return names
 
 
 def train_segmenter(arm, parts, generated, classes, settings, compat, folder, seed):
@@ -95,6 +98,8 @@ def train_segmenter(arm, parts, generated, classes, settings, compat, folder, se
         name=f"{folder.parent.name}/{folder.name}",
     )
     best = -1.0
+    if run.done == 0:
+        write_atomic(folder / "validation.jsonl", lambda temporary: temporary.write_text(""))
     for step, indices in run.steps(training):
         image, mask = training.image(indices), training.mask(indices)
         real = arm.real(len(image), settings.size, step / settings.steps, settings, run.rng)
@@ -107,6 +112,8 @@ def train_segmenter(arm, parts, generated, classes, settings, compat, folder, se
         run.update(dice_ce_loss(logits, mask.to(run.device)))
         if run.due(settings.select_every) or run.done == settings.steps:
             dice = validate(network, validation, run.device)
+            with open(folder / "validation.jsonl", "a") as file:
+                file.write(json.dumps({"step": step, "dice": dice}) + "\n")
             if dice >= best:
                 best = dice
                 write_atomic(folder / "best.pt", lambda temporary: torch.save(network.state_dict(), temporary))
@@ -179,18 +186,26 @@ def save_arrays(path, arrays):
 @torch.no_grad()
 def measure_fidelity(network, generated, classes, device):
     """Return one row per generated image: does the baseline's segmenter find the mask that was asked for?"""
-    images, masks = zip(*generated.pairs(), strict=True)
+    _, images, masks = zip(*generated.pairs(), strict=True)
     return mask_fidelity(images, masks, lambda image: network(image.to(device)).argmax(1)[0].cpu().numpy(), classes)
 
 
-def run_arm(name, fold, seed, cases, split, generated, settings, compat):
-    """Train and score one (arm, fold, seed), or read its scores where a resumed run has them; return its rows."""
-    folder = settings.out / name.replace(" ", "_") / f"fold{fold}_seed{seed}"
+def run_arm(name, fold, seed, cases, split, generated, settings, compat, known=None):
+    """Train and score one (arm, fold, seed); return its rows. known: the folder of a run that did the very same.
+
+    A resumed run reads the scores that it has.
+    """
+    folder = run_folder(settings.out, name, fold, seed)
     scores = folder / "scores.json"
     if scores.exists() and settings.resume:
         return json.loads(scores.read_text())
-    training, validation, test = (select(cases.cases, ids) for ids in (split.train, split.validation, split.test))
-    training = training[: settings.real_cases]
+    if known is not None:
+        same = run_folder(known, name, fold, seed)
+        shutil.copytree(same, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.pt", "scores.json"))
+        write_atomic(scores, lambda temporary: shutil.copyfile(same / "scores.json", temporary))
+        return json.loads(scores.read_text())
+    training = choose_training(cases, split, settings)
+    validation, test = (select(cases.cases, ids) for ids in (split.validation, split.test))
     if "select_on_test" in compat:
         validation = test
     number = seed_from(settings.seed, "segmenter", fold, seed)  # the same weights and order in every arm
@@ -205,31 +220,66 @@ def run_arm(name, fold, seed, cases, split, generated, settings, compat):
     return found
 
 
-def main():
-    """Train and score every arm on every fold and seed, then write the report."""
-    settings = parse(Settings)
-    compat = read_compat(settings.compat)
-    cases, splits = open_data(settings)
-    names = choose_arms(settings.arms, settings.generated)
-    generated = [None] * len(splits)
-    if settings.generated is not None:
-        generated = [Generated(settings.generated / f"fold{f}", settings.size, settings.n) for f in range(len(splits))]
-        for source, split in zip(generated, splits, strict=True):
-            source.refuse_leaks(select(cases.cases, split.test))
+def look_for_copies(generated, cases, split, settings):
+    """Describe a fold's generated images beside the training images of their own fold and the unseen test images."""
+    training = choose_training(cases, split, settings)
+    seen, unseen = (Pictures(part, settings.size) for part in (training, select(cases.cases, split.test)))
+    number = {case.id: place for place, case in enumerate(training)}
+    kept = [(number[case], image[0, 0]) for case, image, _ in generated.pairs() if case in number]
+    sources, images = zip(*kept, strict=True)
+    real = ([pictures.image([i])[0, 0] for i in range(len(pictures))] for pictures in (seen, unseen))
+    return describe_generated(images, sources, *real)
+
+
+def open_generated(settings, cases, splits):
+    """Return each fold's generated images (None: there are none), after looking for leaks."""
+    if settings.generated is None:
+        return [None] * len(splits)
+    generated = [Generated(settings.generated / f"fold{f}", settings.size, settings.n) for f in range(len(splits))]
+    for source, split in zip(generated, splits, strict=True):
+        source.refuse_leaks(select(cases.cases, split.test))
+    return generated
+
+
+def compare(settings, cases, splits, generated, compat, known=None, known_arms=()):
+    """Train and score every arm on every fold and seed, then write the report; return its results.
+
+    known: the folder of an earlier run, whose scores hold for known_arms as well.
+    """
     save_config(settings.out, settings, {})
     write_splits(settings.out / "splits.json", splits)
-    rows, fake, fidelity = [], [], []
+    found = {"rows": [], "fake_pixel_rows": [], "fidelity": []}
     for fold, split in enumerate(splits):
         for seed in range(settings.seeds):
-            for name in names:
-                found = run_arm(name, fold, seed, cases, split, generated[fold], settings, compat)
-                rows += found["rows"]
-                fake += found["fake_pixel_rows"]
-                fidelity += found.get("fidelity", [])
-    write_report(settings.out, rows, fake, cases, splits, settings, classical=CLASSICAL)
-    if fidelity:
-        dice = [row["dice"] for row in fidelity]
-        print(f"Mask fidelity: the baseline's segmenters find the asked mask with Dice {np.mean(dice):.3f} +- {np.std(dice):.3f}")
+            for name in choose_arms(settings.arms, settings.generated):
+                earlier = known if name in known_arms else None
+                one = run_arm(name, fold, seed, cases, split, generated[fold], settings, compat, earlier)
+                for table, rows in found.items():
+                    rows += one.get(table, [])
+    if settings.generated is not None:
+        pairs = zip(generated, splits, strict=True)
+        found["beside_real"] = [look_for_copies(source, cases, split, settings) for source, split in pairs]
+    return write_report(settings.out, cases=cases, splits=splits, settings=settings, classical=CLASSICAL, **found)
+
+
+def main():
+    """Compare the arms, once for each value of a sweep."""
+    settings = parse(Settings)
+    compat = read_compat(settings.compat, "train_seg.py")
+    name = settings.sweep[0].partition("=")[0].replace("-", "_") if settings.sweep else None
+    runs = vary(settings, tuple(SWEEPS))
+    if name in ("guidance", "strength") and settings.generated is not None:
+        runs = {v: replace(run, generated=run.generated / run.out.name) for v, run in runs.items()}
+    cases, splits = open_data(settings)
+    arms = choose_arms(settings.arms, settings.generated)
+    generated = {value: open_generated(run, cases, splits) for value, run in runs.items()}
+    untouched = [arm for arm in arms if not ARMS[arm].depends_on(name)]
+    results, first = {}, None
+    for value, run in runs.items():
+        results[value] = compare(run, cases, splits, generated[value], compat, first, untouched)
+        first = first or run.out
+    if name is not None:
+        write_sweep(settings.out, results, SWEEPS[name])
 
 
 if __name__ == "__main__":

@@ -58,6 +58,14 @@ class Arm:
         """Whether the arm reads generated images."""
         return self.real is not all_real and not self.copies
 
+    def depends_on(self, name):
+        """Whether a setting that a sweep varies can change the arm."""
+        if name in ("n", "guidance", "strength"):
+            return self.needs_generated
+        return name == "real_cases" or (name == "alpha" and self.real in (by_patch, by_image)) or (
+            name == "patches" and self.real is by_patch
+        )
+
 
 SINGLES = ("contrast", "gamma", "brightness", "noise", "resolution", "mirror", "rotate", "scale")
 ARMS = {
@@ -122,9 +130,9 @@ class Generated:
         return self.pictures([numbers[int(draw * len(numbers))] for numbers, draw in zip(chosen, draws, strict=True)])
 
     def pairs(self):
-        """Yield (image (1, 1, S, S), mask (S, S)) of every generated image."""
+        """Yield (case id, image (1, 1, S, S), mask (S, S)) of every generated image."""
         for number, line in enumerate(self.lines):
-            yield self.pictures([number]), decode(self.folder / "masks" / line["file"])
+            yield line["case"], self.pictures([number]), decode(self.folder / "masks" / line["file"])
 
     def refuse_leaks(self, cases):
         """Raise InputError where a test case was seen by the model that made the images, or by one of its ancestors."""

@@ -17,16 +17,17 @@ from PIL import Image
 from tqdm import tqdm
 
 from emit import checkpoints, errors
+from emit.compat import HABITS, read_compat
 from emit.data.cache import Pictures
 from emit.data.edges import edge_agreement, make_hint
-from emit.data.prompts import appearance
-from emit.data.splits import select, write_splits
+from emit.data.prompts import add_phrase, draw_phrase, gray_sketch
+from emit.data.splits import write_splits
 from emit.files import sha256, write_atomic
 from emit.ledger import record
 from emit.model import EmitDiff, Sampling, find_edges, load_hed
 from emit.seeds import generator, seed_from
-from emit.training.config import parse, save_config, setting
-from emit.training.dataset import DataSettings, choose_folds, open_data
+from emit.training.config import parse, save_config, setting, vary
+from emit.training.dataset import DataSettings, choose_folds, choose_training, open_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,25 +59,36 @@ class Settings(DataSettings):
         None, "[authors' code]", help="falling control scales"
     )
     phrases: bool = setting(False, "[choice] only models that know words", paper=True, help="add an appearance phrase")
+    phrase_weight: float | None = setting(
+        None, "[paper] Fig. 1: as words", help="w mixes the states, (1 - w) prompt + w phrase"
+    )
     negative: str = setting("", "[choice] no natural-image words", help="text of the unconditional half")
     grey: bool = setting(True, "[paper]", help="average the channels after decoding")
+    compat: tuple[str, ...] = setting(
+        (), "[authors' code]", help="diffboost, or diffboost:" + ",".join(HABITS["emit.generate"])
+    )
+    sweep: tuple[str, ...] = setting(
+        (), "[choice] none", help="guidance=V,V,... or strength=V,V,...: one set of images in --out for each value"
+    )
     batch: int = setting(32, "[choice] memory", paper=8, help="images at a time; changes nothing but speed")
     precision: Literal["float32", "bf16"] = setting("float32", "[authors' code]", help="of the forward passes")
     device: str = setting("cpu", "[choice] demo machine", paper="cuda", help="torch device", may_change=True)
     resume: bool = setting(False, "[choice] explicit", help="go on with the images in --out", may_change=True)
 
 
-def plan(pictures, settings, done):
+def plan(pictures, settings, habits, done):
     """List (case number, sample index, prompt, seed) for every image still to make."""
     jobs = []
     for number, case in enumerate(pictures.cases):
         for index in range(settings.n):
             if (case.id, index) in done:
                 continue
-            prompt = case.prompt
-            if settings.phrases:
-                prompt = appearance(prompt, generator(settings.seed, case.id, index, "phrase"))
-            jobs.append((number, index, prompt, seed_from(settings.seed, case.id, index)))
+            phrase = draw_phrase(generator(settings.seed, case.id, index, "phrase"))
+            prompt = add_phrase(case.prompt, phrase, settings.phrase_weight) if settings.phrases else case.prompt
+            if "gray_sketch" in habits:
+                prompt = gray_sketch(case.prompt, phrase)
+            source = () if "one_seed" in habits else (case.id,)
+            jobs.append((number, index, prompt, seed_from(settings.seed, *source, index)))
     return jobs
 
 
@@ -97,7 +109,7 @@ def to_bytes(image):
     return (image * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
 
 
-def generate_fold(model, hed, cases, classes, settings, folder, weights):
+def generate_fold(model, hed, cases, classes, settings, habits, folder, weights):
     """Make every image of one fold that the manifest does not hold yet; each line is written after its files."""
     manifest = folder / "manifest.jsonl"
     lines = [json.loads(line) for line in manifest.read_text().splitlines()] if manifest.exists() else []
@@ -105,7 +117,7 @@ def generate_fold(model, hed, cases, classes, settings, folder, weights):
         raise errors.InputError(f"{folder}: already holds images; go on with --resume or choose another folder")
     pictures = Pictures(cases, settings.size)
     sampling = Sampling(**{name: getattr(settings, name) for name in Sampling.__dataclass_fields__})
-    jobs = plan(pictures, settings, {(line["case"], line["index"]) for line in lines})
+    jobs = plan(pictures, settings, habits, {(line["case"], line["index"]) for line in lines})
     sources = {case.id: sha256(case.path) for case in cases}
     folder.mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=len(jobs), desc=folder.name, unit="image")
@@ -130,6 +142,7 @@ def generate_fold(model, hed, cases, classes, settings, folder, weights):
                 line |= {"sampling": asdict(sampling), "precision": settings.precision}
                 line |= {"edge_agreement": round(agreement[row].item(), 4)}
                 line |= {"weights": weights, "source": sources[case.id], "classes": classes, "synthetic": True}
+                line |= {"compat": habits}
                 log.write(json.dumps(line) + "\n")
             log.flush()
             bar.update(len(numbers))
@@ -139,8 +152,10 @@ def generate_fold(model, hed, cases, classes, settings, folder, weights):
 
 
 def main():
-    """Generate every fold that is asked for."""
+    """Generate every fold that is asked for, once for each value of a sweep."""
     settings = parse(Settings)
+    habits = read_compat(settings.compat, "emit.generate")
+    runs = vary(settings, ("guidance", "strength"))
     cases, splits = open_data(settings)
     folds = choose_folds(settings.fold, splits)
     hed, hed_header = load_hed(settings.hed)
@@ -148,8 +163,9 @@ def main():
     for controlnet in files.values():  # all can be read, before anything is written
         checkpoints.read(controlnet)
     model, headers = EmitDiff.load(settings.model, files[f"fold{folds[0]}"])
-    save_config(settings.out, settings, {"model": settings.model, "hed": settings.hed, **files})
-    write_splits(settings.out / "splits.json", splits)
+    for run in runs.values():
+        save_config(run.out, run, {"model": settings.model, "hed": settings.hed, **files})
+        write_splits(run.out / "splits.json", splits)
     shared = {"model": sha256(settings.model), "hed": sha256(settings.hed)} if settings.model.is_file() else {}
     for fold in folds:
         controlnet = files[f"fold{fold}"]
@@ -157,9 +173,11 @@ def main():
             model, headers = EmitDiff.load(settings.model, controlnet)
         model.to(settings.device).requires_grad_(False), hed.to(settings.device)
         weights = {**shared, "controlnet": sha256(controlnet)}
-        training = select(cases.cases, splits[fold].train)
-        write_json(settings.out / f"fold{fold}" / "ledger.json", record("generation", [], [*headers, hed_header]))
-        generate_fold(model, hed, training, cases.classes, settings, settings.out / f"fold{fold}", weights)
+        training = choose_training(cases, splits[fold], settings)
+        for run in runs.values():
+            folder = run.out / f"fold{fold}"
+            write_json(folder / "ledger.json", record("generation", [], [*headers, hed_header]))
+            generate_fold(model, hed, training, cases.classes, run, habits, folder, weights)
 
 
 if __name__ == "__main__":

@@ -163,10 +163,15 @@ class EmitDiff(nn.Module):
         return per_sample_loss(target, self.network_output(z_t, t, self.contexts(prompts), hint))
 
     def contexts(self, prompts):
-        """Encode B prompts, each different one once."""
-        different = list(dict.fromkeys(prompts))
+        """Encode B prompts to (B, 77, width), each different text once.
+
+        A prompt is a text, or a mixture ((weight, text), ...): the weighted sum of its texts' states.
+        """
+        mixtures = [((1.0, prompt),) if isinstance(prompt, str) else prompt for prompt in prompts]
+        different = list(dict.fromkeys(text for mixture in mixtures for _, text in mixture))
         states = self.text.encode(different)
-        return states[[different.index(prompt) for prompt in prompts]]
+        rows = [sum(weight * states[different.index(text)] for weight, text in mixture) for mixture in mixtures]
+        return torch.stack(rows)
 
     def latent_memo(self, pictures):
         """Return (indices, rng) -> z_0 from the autoencoder's posterior, whose moments are computed once per picture."""
@@ -206,12 +211,13 @@ class EmitDiff(nn.Module):
     def generate(self, prompts, hint, seeds, size, sampling=Sampling(), negative=""):
         """Draw images (B, 3, size, size) in [-1, 1]; image b depends on its prompt, hint and seed alone.
 
-        hint: (B, 3, size, size) in [0, 1], or None for text alone. size: a multiple of 8 latent cells.
+        prompts: as in `contexts`. hint: (B, 3, size, size) in [0, 1], or None for text alone. size: a multiple of 8
+        latent cells.
         """
         device = next(self.unet.parameters()).device
         side = size // self.sizes.vae.factor
         noise = SeededNoise(seeds, (self.sizes.vae.z_channels, side, side), device)
-        context, unconditional = self.text.encode(prompts), self.text.encode([negative] * len(prompts))
+        context, unconditional = self.contexts(prompts), self.contexts([negative] * len(prompts))
         hint = None if hint is None else hint.to(device)
         z_0 = sample(
             self.denoiser(context, unconditional, hint, sampling),

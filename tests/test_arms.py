@@ -107,3 +107,21 @@ def test_the_ledger_inherits_every_ancestor_once():
     third = record("fine-tuning", [], [first, second])
     assert [entry["stage"] for entry in third["ancestry"]] == ["hed", "pre-training", "fine-tuning"]
     assert find_leaks(third, [case]) == [("x", "hed", "x")]
+
+
+@pytest.mark.parametrize("name", arms.ARMS)
+@pytest.mark.parametrize(("setting", "value"), [("alpha", 0.3), ("patches", 3)])
+def test_what_a_sweep_changes_is_told(name, setting, value):
+    """An arm depends on a setting exactly where its choice of real pixels changes with it."""
+    before, after = (
+        arms.ARMS[name].real(50, 60, 0.2, settings, generator("sweep"))
+        for settings in (SETTINGS, SimpleNamespace(**vars(SETTINGS) | {setting: value}))
+    )
+    assert arms.ARMS[name].depends_on(setting) == (not torch.equal(before, after))
+
+
+def test_generated_images_matter_to_arms_that_read_them():
+    for name, arm in arms.ARMS.items():
+        reads = name.startswith(("ours", "mixed", "generated"))
+        assert all(arm.depends_on(setting) == reads for setting in ("n", "guidance", "strength"))
+        assert arm.depends_on("real_cases")

@@ -161,6 +161,13 @@ def test_grey_output_is_the_mean_of_the_colours(model, hints):
     assert (colour[:, 0] - colour[:, 1]).abs().max() > 0.1
 
 
+def test_a_mixture_is_the_weighted_sum_of_its_texts_states(model):
+    states = model.text.encode(["CT", "darker"])
+    mixed, plain = model.contexts([((0.75, "CT"), (0.25, "darker")), "CT"])
+    torch.testing.assert_close(mixed, 0.75 * states[0] + 0.25 * states[1])
+    assert torch.equal(plain, states[0])
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_sizes_survive_json(name):
     assert Sizes.from_dict(json.loads(json.dumps(asdict(PRESETS[name])))) == PRESETS[name]

@@ -15,6 +15,8 @@ from emit.data.images import decode
 from emit.data.phantom import write_phantoms
 from emit.errors import InputError
 
+SHORT = ["--steps", 4, "--batch", 4, "--warmup", 1, "--select-every", 2]
+
 
 def call(monkeypatch, module, *words):
     monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, words)])
@@ -36,7 +38,7 @@ def folder(tmp_path_factory):
     call(patch, train_finetune, *labelled, *model, "--out", folder / "fine", "--steps", 2, "--batch", 2, "--warmup", 1)
     made = ["--finetuned", folder / "fine", "--out", folder / "made", "--n", 2, "--steps", 2]
     call(patch, generate, *labelled, *model, *made)
-    arms = ["--arms", "baseline,mirror,ours", "--steps", 4, "--batch", 4, "--warmup", 1, "--select-every", 2]
+    arms = ["--arms", "baseline,mirror,ours,copies", *SHORT]
     call(patch, train_seg, *labelled, "--generated", folder / "made", "--out", folder / "seg", *arms)
     patch.undo()
     return folder
@@ -45,8 +47,8 @@ def folder(tmp_path_factory):
 def test_every_case_is_scored_once_in_every_arm(folder):
     with open(folder / "seg" / "per_case.csv") as file:
         rows = list(csv.DictReader(file))
-    assert {row["arm"] for row in rows} == {"baseline", "mirror", "ours"}
-    for arm in ("baseline", "mirror", "ours"):
+    assert {row["arm"] for row in rows} == {"baseline", "mirror", "ours", "copies"}
+    for arm in ("baseline", "mirror", "ours", "copies"):
         assert len({row["case"] for row in rows if row["arm"] == arm}) == 18 == sum(row["arm"] == arm for row in rows)
 
 
@@ -88,3 +90,54 @@ def test_used_folders_are_refused_and_nothing_changes(folder, monkeypatch):
 def test_arms_share_every_setting_of_the_run(folder):
     states = [torch.load(folder / "seg" / arm / "fold0_seed0" / "state.pt", weights_only=True) for arm in ("baseline", "ours")]
     assert states[0]["settings"] == states[1]["settings"]
+
+
+def read_weights(folder, arm):
+    """Return what the arm learned in fold 0; scores after so few steps are all alike."""
+    return torch.load(folder / arm / "fold0_seed0" / "state.pt", weights_only=True)["weights"]
+
+
+def are_equal(some, others):
+    return all(torch.equal(tensor, others[name]) for name, tensor in some.items())
+
+
+def test_copies_of_real_images_in_the_place_of_generated_ones_change_nothing(folder):
+    """Merging by patches adds nothing of its own: with copies it is the baseline, to the last bit."""
+    baseline, copies, ours = (read_weights(folder / "seg", arm) for arm in ("baseline", "copies", "ours"))
+    assert are_equal(baseline, copies) and not are_equal(baseline, ours)
+
+
+def test_validation_is_logged_for_the_learning_curves(folder):
+    for arm in ("baseline", "ours"):
+        lines = (folder / "seg" / arm / "fold1_seed0" / "validation.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [1, 3]
+        assert all(0 <= json.loads(line)["dice"] <= 1 for line in lines)
+    assert (folder / "seg" / "figures" / "curves.png").exists()
+    summary = json.loads((folder / "seg" / "summary.json").read_text())
+    assert summary["fidelity"]["scores"]["lesion"]["cases"] == sum(f["images"] for f in summary["beside_real"]["folds"]) > 0
+
+
+def test_a_sweep_over_the_generators_settings_reaches_the_segmenter(folder, monkeypatch):
+    labelled = ["--data", folder / "phantoms" / "BUSI", "--size", 32, "--folds", 2]
+    model = ["--model", folder / "pre" / "model.safetensors", "--hed", folder / "pre" / "hed.safetensors"]
+    made = ["--finetuned", folder / "fine", "--out", folder / "swept", "--n", 1, "--steps", 2]
+    call(monkeypatch, generate, *labelled, *model, *made, "--sweep", "strength=0,1", "--compat", "diffboost:one_seed")
+    out = folder / "swept_seg"
+    sweep = ["--sweep", "strength=0,1", "--arms", "baseline,ours", *SHORT]
+    call(monkeypatch, train_seg, *labelled, "--generated", folder / "swept", "--out", out, *sweep)
+    assert json.loads((out / "sweep.json").read_text())["values"] == ["0", "1"]
+    without, full = out / "strength_0", out / "strength_1"
+    scores = [(place / "baseline" / "fold1_seed0" / "scores.json").read_text() for place in (without, full)]
+    assert scores[0] == scores[1] and not (full / "baseline" / "fold1_seed0" / "best.pt").exists()  # not trained twice
+    assert not are_equal(read_weights(without, "ours"), read_weights(full, "ours"))
+    assert (out / "sweep.png").exists() and "diffboost:one_seed" in (full / "report.html").read_text()
+    lines = (folder / "swept" / "strength_0" / "fold0" / "manifest.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["sampling"]["strength"] == 0 and json.loads(lines[0])["compat"] == ["one_seed"]
+    assert len({json.loads(line)["seed"] for line in lines}) == 1
+
+
+def test_a_sweep_over_real_cases_trains_every_arm_anew(folder, monkeypatch):
+    labelled = ["--data", folder / "phantoms" / "BUSI", "--size", 32, "--folds", 2]
+    out = folder / "fewer"
+    call(monkeypatch, train_seg, *labelled, "--out", out, "--arms", "mirror", *SHORT, "--sweep", "real_cases=2,5")
+    assert all((out / f"real_cases_{n}" / "baseline" / "fold0_seed0" / "best.pt").exists() for n in (2, 5))

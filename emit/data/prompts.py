@@ -39,7 +39,21 @@ def describe(modality, organ, pathology=None):
     return ", ".join(expand(level) for level in (modality, organ, pathology) if level)
 
 
-def appearance(prompt, rng):
-    """Return the prompt with one of the 50 appearance phrases, drawn by a torch.Generator: "..., enhance contrast"."""
-    phrase = APPEARANCE_PHRASES[torch.randint(len(APPEARANCE_PHRASES), (), generator=rng).item()]
-    return f"{prompt}, {phrase}" if prompt else phrase
+def draw_phrase(rng):
+    """Draw one of the 50 appearance phrases with a torch.Generator."""
+    return APPEARANCE_PHRASES[torch.randint(len(APPEARANCE_PHRASES), (), generator=rng).item()]
+
+
+def add_phrase(prompt, phrase, weight=None):
+    """Return the text "US, breast, enhance contrast" (paper, Fig. 1), or with a weight w what the paper calls c_t + c_aug:
+
+    the mixture ((1 - w, prompt), (w, phrase)) of the two texts' states.
+    """
+    if weight is None:
+        return f"{prompt}, {phrase}" if prompt else phrase
+    return ((1 - weight, prompt), (weight, phrase))
+
+
+def gray_sketch(prompt, phrase):
+    """Return the mixture of text states that the authors' code samples with: 95 % are "gray, sketch"."""
+    return ((0.045, f"{prompt}, best quality, extremely detailed"), (0.005, phrase), (0.95, "gray, sketch"))

@@ -99,6 +99,30 @@ def find_copies(generated, training, held_out, side, quantile=0.99):
     }
 
 
+def describe_generated(images, sources, training, held_out, side=32):
+    """Describe a fold's generated images beside real ones: how near to training images, how different among themselves.
+
+    images: N images; sources: the number in `training` of the case that each was made from; held_out: unseen real images.
+    Returns images (N), correlation and held_out (medians of the nearest training image's correlation), highest, flagged
+    (how many `find_copies` flags), own_source (share whose nearest is their source: they follow its edges), diversity
+    (mean over cases of `measure_diversity`; None where each case has one image).
+    """
+    found = find_copies(images, training, held_out, side)
+    by_source = {}
+    for image, source in zip(images, sources, strict=True):
+        by_source.setdefault(source, []).append(image)
+    several = [measure_diversity(samples, side) for samples in by_source.values() if len(samples) > 1]
+    return {
+        "images": len(images),
+        "correlation": float(np.median(found["correlation"])),
+        "highest": float(found["correlation"].max()),
+        "held_out": float(np.median(found["held_out"])),
+        "flagged": int(found["flagged"].sum()),
+        "own_source": float((found["nearest"] == np.asarray(sources)).mean()),
+        "diversity": float(np.mean(several)) if several else None,
+    }
+
+
 def measure_diversity(samples, side):
     """Mean of 1 - correlation over all pairs of the n >= 2 samples of one case: 0 = all alike, 1 = unrelated."""
     rows = thumbnails(samples, side).astype(np.float64)

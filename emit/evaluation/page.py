@@ -29,7 +29,8 @@ def write_page(path, results, tables, figures, cases, splits, settings):
     """Write the page. tables: {name: rows of strings, header first}; figures: [(title, path, caption)]."""
     stamp = f'<p class="stamp">{escape(results["stamp"])}</p>' if results["stamp"] else ""
     sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in results["conclusion"])
-    fidelity = [sentence.replace("+-", "±") for sentence in results["fidelity"]["sentences"]]
+    told = [*results["fidelity"]["sentences"], *results["beside_real"]["sentences"]]
+    told = [sentence.replace("+-", "±") for sentence in told]
     parts = [
         f"<h1>EMIT-Diff: {len(results['arms'])} arms on {escape(str(settings.data.name))}</h1>",
         stamp,
@@ -38,7 +39,7 @@ def write_page(path, results, tables, figures, cases, splits, settings):
         make_table(tables["main"]),
         f"<p>{escape(explain_scores(results, settings))}</p>",
         *(make_figure(*figure) for figure in figures),
-        *(f"<p>{escape(sentence)}</p>" for sentence in fidelity),
+        *(f"<p>{escape(sentence)}</p>" for sentence in told),
         "<h2>Comparisons</h2>",
         make_table(tables["comparisons"]) if results["comparisons"] else "<p>Only the baseline was run.</p>",
         f"<p>{escape(explain_tests(results))}</p>",

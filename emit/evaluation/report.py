@@ -15,6 +15,7 @@ import numpy as np
 import scipy
 import torch
 
+from emit.evaluation.figures import save_sweep
 from emit.evaluation.illustrate import illustrate
 from emit.evaluation.metrics import KINDS, POLICIES, policies, summarise
 from emit.evaluation.page import write_page
@@ -27,31 +28,61 @@ BASELINE, OURS, CONTROL = "baseline", "ours", "copies"
 ALL = "all classes"
 
 
-def write_report(folder, rows, fake_rows, cases, splits, settings, classical, fidelity=()):
+def write_report(folder, rows, fake_pixel_rows, cases, splits, settings, classical, fidelity=(), beside_real=()):
     """Print the table and the conclusion; write per_case.csv, summary.json, figures/ and report.html into the folder.
 
-    rows: dicts with arm, fold, seed, case, and what `score_case` returns; fake_rows: the same with its fake pixel.
+    rows: dicts with arm, fold, seed, case, and what `score_case` returns; fake_pixel_rows: the same with its fake pixel.
     cases: CaseSet. splits: one Split per fold. settings: of train_seg.py. classical: names of the classical arms.
-    fidelity: rows of `mask_fidelity` for the generated images, if there are any.
+    fidelity: rows of `mask_fidelity` for the generated images, if there are any; beside_real: one dict of
+    `describe_generated` per fold. Returns what summary.json holds.
     """
     write_atomic(folder / "per_case.csv", lambda path: write_cases(path, rows))
     scores = average_classes(rows)
-    results = compute(scores, rows, fake_rows, cases.cases, settings, classical)
-    stamp = f"published habits on: {', '.join(settings.compat)}" if settings.compat else ""
+    results = compute(scores, rows, fake_pixel_rows, cases.cases, settings, classical)
+    habits = find_habits(settings)
+    stamp = f"published habits on: {', '.join(habits)}" if habits else ""
     results = {"settings": asdict(settings), "versions": list_versions(), "stamp": stamp} | results
     results["fidelity"] = describe_fidelity(fidelity)
+    results["beside_real"] = {"folds": list(beside_real), "sentences": tell_beside_real(beside_real)}
     text = json.dumps(make_plain(results), indent=1, allow_nan=False)
     write_atomic(folder / "summary.json", lambda path: path.write_text(text + "\n"))
     tables = {"main": list_scores(results), "kinds": list_kinds(results)}
     print(f"\n{stamp}\n" if stamp else "")
     for table in tables.values():
         print(align(table) + "\n")
-    print("\n".join([*results["conclusion"], *results["fidelity"]["sentences"]]))
+    print("\n".join([*results["conclusion"], *results["fidelity"]["sentences"], *results["beside_real"]["sentences"]]))
     tables |= {"comparisons": list_comparisons(results), "policies": list_policies(results)}
     if len(cases.classes) > 2:
         tables["classes"] = list_classes(results)
     figures = illustrate(folder, scores, rows, results, cases, settings)
     write_page(folder / "report.html", results, tables, figures, cases, splits, settings)
+    return results
+
+
+def find_habits(settings):
+    """Return the published habits that are on: this run's and those of the generator that it used."""
+    config = None if settings.generated is None else settings.generated / "config.json"
+    if config is None or not config.exists():
+        return list(settings.compat)
+    return [*settings.compat, *json.loads(config.read_text())["settings"].get("compat", [])]
+
+
+def write_sweep(folder, results, label):
+    """Write sweep.json and sweep.png: each arm's mean Dice against the swept setting.
+
+    results: {value: what write_report returned}; label: what the values are. Bars: the standard error of the mean over
+    cases, each averaged over its seeds; the arms share their cases, so bars that overlap do not mean "no difference".
+    """
+    arms = next(iter(results.values()))["arms"]
+    means = {arm: [found["arms"][arm]["dice"]["mean"] for found in results.values()] for arm in arms}
+    errors = {
+        arm: [found["arms"][arm]["dice"]["case_spread"] / math.sqrt(found["cases"]) for found in results.values()]
+        for arm in arms
+    }
+    kept = {"label": label, "values": list(results), "mean_dice": means, "standard_error": errors}
+    kept["conclusions"] = {str(value): found["conclusion"] for value, found in results.items()}
+    write_atomic(folder / "sweep.json", lambda path: path.write_text(json.dumps(make_plain(kept), indent=1) + "\n"))
+    save_sweep(folder / "sweep.png", list(results), means, errors, label, stamp=next(iter(results.values()))["stamp"])
 
 
 def compute(scores, rows, fake_rows, cases, settings, classical):
@@ -118,6 +149,18 @@ def describe_fidelity(rows):
         for name, entry in summary.items()
     ]
     return {"scores": summary, "sentences": sentences}
+
+
+def tell_beside_real(folds):
+    """Say how near the generated images are to training images, and how different among themselves."""
+    return [
+        f"Copies, fold {fold}: the nearest training image correlates with {found['images']} generated images at "
+        f"{found['correlation']:.2f} in the median and {found['highest']:.2f} at most, with unseen real ones at "
+        f"{found['held_out']:.2f}; it is the image's own source, whose edges it follows, for {found['own_source']:.0%}; "
+        f"{found['flagged']} are nearer than 99 % of the unseen."
+        + (f" Diversity within a case {found['diversity']:.2f}." if found["diversity"] is not None else "")
+        for fold, found in enumerate(folds)
+    ]
 
 
 def write_cases(path, rows):

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tomllib
 import types
-from dataclasses import MISSING, field, fields
+from dataclasses import MISSING, field, fields, replace
 from pathlib import Path
 from typing import Literal, Union, get_args, get_origin, get_type_hints
 
@@ -59,6 +59,30 @@ def parse(cls, argv=None):
     if missing:
         raise InputError(f"{missing[0]}: is required; give {' and '.join(missing)}, or see --help")
     return cls(**values)
+
+
+def vary(settings, names):
+    """Read settings.sweep, ("NAME=VALUE", "VALUE", ...), and return {value: settings of its run in out/NAME_VALUE}.
+
+    names: what may be swept; a name that is no field of the settings changes `out` alone, and its value stays a text.
+    Without a sweep {None: settings}. Raises InputError for an unknown name, a value of the wrong type or a repeated one.
+    """
+    if not settings.sweep:
+        return {None: settings}
+    name, _, first = settings.sweep[0].partition("=")
+    name = name.replace("-", "_")
+    if name not in names or not first:
+        words = f"--sweep: {','.join(settings.sweep)!r} is not NAME=VALUE,VALUE,..."
+        raise InputError(f"{words}; NAME is one of {', '.join(names)}")
+    kind = get_type_hints(type(settings)).get(name, str)
+    runs = {}
+    for text in (first, *settings.sweep[1:]):
+        value = _convert(f"--sweep {name}", text, kind)
+        if value in runs:
+            raise InputError(f"--sweep {name}: {text} is given twice; give it once")
+        change = {name: value} if hasattr(settings, name) else {}
+        runs[value] = replace(settings, sweep=(), out=settings.out / f"{name}_{text}", **change)
+    return runs
 
 
 def describe(cls):

@@ -4,9 +4,12 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from emit.data.cases import read_cases
-from emit.data.splits import make_splits, near_duplicate_groups, read_splits, with_groups
+from emit.data.splits import make_splits, near_duplicate_groups, read_splits, select, with_groups
 from emit.errors import InputError
+from emit.seeds import generator
 from emit.training.config import setting
 
 
@@ -34,6 +37,9 @@ class DataSettings:
     validation: float = setting(
         0.2, "[choice] the test fold picks nothing", help="share of training cases for selection"
     )
+    real_cases: int | None = setting(
+        None, "[paper] all there are", help="training cases kept per fold, drawn by the seed; fewer are among more"
+    )
     duplicates: float = setting(0.9, "[choice] as measured on BUSI", help="correlation from which images share a group")
     seed: int = setting(0, "[choice] any number", help="seed of splits, order and draws")
 
@@ -53,6 +59,17 @@ def open_data(settings):
     if settings.splits is not None:
         return cases, read_splits(settings.splits, cases.cases, settings.validation, settings.seed)
     return cases, make_splits(cases.cases, settings.folds, settings.seed, settings.validation)
+
+
+def choose_training(cases, split, settings):
+    """Return a fold's training cases: all, or `real_cases` of them in an order that the seed draws, so that sets nest."""
+    chosen = select(cases.cases, split.train)
+    if settings.real_cases is None:
+        return chosen
+    if not 1 <= settings.real_cases <= len(chosen):
+        raise InputError(f"--real-cases: is {settings.real_cases}, and a fold has {len(chosen)}; give 1 to {len(chosen)}")
+    order = torch.randperm(len(chosen), generator=generator(settings.seed, "real cases", *split.train)).tolist()
+    return [chosen[i] for i in sorted(order[: settings.real_cases])]
 
 
 def cut_slabs(cases, count):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from emit.evaluation.fidelity import (
+    describe_generated,
     find_copies,
     find_nearest,
     keep_faithful,
@@ -101,3 +102,16 @@ def test_diversity_of_known_sets():
     assert measure_diversity(samples, 8) == pytest.approx(1 - table[np.triu_indices(4, 1)].mean(), abs=1e-6)
     with pytest.raises(ValueError, match="two samples"):
         measure_diversity(samples[:1], 8)
+
+
+def test_generated_images_are_described_beside_real_ones():
+    rng = np.random.default_rng(5)
+    training, held_out = smooth(6, rng), smooth(40, rng)
+    mixed = [0.9 * training[2] + 0.1 * held_out[0], training[4]]
+    found = describe_generated([*mixed, training[1], training[1]], [2, 0, 1, 1], training, held_out, 48)
+    assert found["images"] == 4 and found["own_source"] == 0.75  # the second is a copy of another case's image
+    assert found["highest"] == pytest.approx(1, abs=1e-6) and found["flagged"] == 4
+    _, expected = find_nearest(mixed[:1], training, 48)
+    assert found["correlation"] == pytest.approx(1, abs=1 - expected[0])
+    assert found["diversity"] == pytest.approx(0, abs=1e-6)  # two equal images of case 1; the others are alone
+    assert describe_generated(mixed, [2, 4], training, held_out)["diversity"] is None

@@ -14,7 +14,7 @@ from PIL import Image
 from emit.data.cases import Case, CaseSet
 from emit.data.splits import Split
 from emit.evaluation.illustrate import choose_percentiles, choose_shown
-from emit.evaluation.report import average_classes, compute, write_report
+from emit.evaluation.report import average_classes, compute, find_habits, write_report, write_sweep
 from emit.ledger import record
 from emit.training.config import setting
 from emit.training.dataset import DataSettings
@@ -251,6 +251,42 @@ def test_compat_is_stamped_everywhere(tmp_path, capsys):
     assert "published habits on: diffboost" in capsys.readouterr().out
     pixels = np.asarray(Image.open(tmp_path / "figures" / "paired.png").convert("RGB")).astype(int)
     assert (np.abs(pixels - (0xB0, 0, 0)).sum(-1) < 60).any()  # red, as in figures.STAMP
+
+
+def test_the_generators_habits_are_stamped_too(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"settings": {"compat": ["diffboost:one_seed"]}}))
+    settings = Settings(data=Path("BUSI"), generated=tmp_path, compat=("no_shuffle",))
+    assert find_habits(settings) == ["no_shuffle", "diffboost:one_seed"]
+
+
+def test_a_sweep_is_drawn_and_written(tmp_path):
+    results = {}
+    for alpha, gain in ((0.2, 0.1), (0.6, 0.2)):
+        rows = rows_of({"baseline": 0.0, "ours": gain})
+        options = {"cases": case_set(), "splits": folds(), "settings": Settings(data=Path("BUSI")), "classical": ()}
+        results[alpha] = write_report(tmp_path / str(alpha), rows, rows, **options)
+    write_sweep(tmp_path, results, "share of real patches")
+    found = json.loads((tmp_path / "sweep.json").read_text())
+    assert found["values"] == [0.2, 0.6] and found["label"] == "share of real patches"
+    # Baseline: 0.50, 0.51, ..., 0.57; mean 0.535, n = 8, deviation 0.01 sqrt 6, so the error is 0.01 sqrt(6 / 8).
+    assert found["mean_dice"]["baseline"] == pytest.approx([0.535] * 2, abs=1e-12)
+    assert found["mean_dice"]["ours"] == pytest.approx([0.535 + 0.1035, 0.535 + 0.2035], abs=1e-12)
+    assert found["standard_error"]["baseline"] == pytest.approx([0.01 * 0.75**0.5] * 2, abs=1e-12)
+    assert len(found["conclusions"]["0.6"]) == 1
+    with Image.open(tmp_path / "sweep.png") as picture:
+        assert picture.width > 300
+
+
+def test_nearness_to_training_images_is_told(tmp_path):
+    rows = rows_of({"baseline": 0.0})
+    beside = {"images": 9, "correlation": 0.5, "highest": 0.75, "held_out": 0.25, "flagged": 3, "own_source": 2 / 3}
+    settings = Settings(data=Path("BUSI"))
+    folds_found = [beside | {"diversity": 0.125}, beside | {"diversity": None}]
+    results = write_report(tmp_path, rows, rows, case_set(), folds(), settings, (), (), folds_found)
+    first, second = results["beside_real"]["sentences"]
+    assert "9 generated images at 0.50 in the median and 0.75 at most" in first and "Diversity within a case 0.12" in first
+    assert "for 67%; 3 are nearer" in second and "Diversity" not in second
+    assert "Copies, fold 1" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_classes_are_averaged_per_case(tmp_path):

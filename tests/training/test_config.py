@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from emit.errors import InputError
-from emit.training.config import ROOT, code_version, parse, save_config, setting
+from emit.training.config import ROOT, code_version, parse, save_config, setting, vary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,3 +174,40 @@ def test_a_trained_folder_keeps_its_settings(tmp_path):
     with pytest.raises(InputError, match=r"config.json: --lr was 2.0 and is now 0.001; resume with"):
         save_config(tmp_path, replace(first, resume=True), {})
     assert (tmp_path / "config.json").read_bytes() == before
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swept:
+    """What `vary` needs, and two settings to vary."""
+
+    out: Path = setting(Path("run"), "[choice] yours", help="folder")
+    alpha: float = setting(0.6, "[paper]", help="share")
+    real_cases: int | None = setting(None, "[paper]", help="cases")
+    sweep: tuple[str, ...] = setting((), "[choice] none", help="what to vary")
+
+
+def test_a_sweep_is_one_run_per_value():
+    assert vary(Swept(), ("alpha",)) == {None: Swept()}
+    runs = vary(parse(Swept, ["--sweep", "alpha=0.2,1"]), ("alpha",))
+    assert runs == {0.2: Swept(alpha=0.2, out=Path("run/alpha_0.2")), 1.0: Swept(alpha=1.0, out=Path("run/alpha_1"))}
+    runs = vary(parse(Swept, ["--sweep=real-cases=8,none"]), ("real_cases",))
+    assert [run.real_cases for run in runs.values()] == [8, None] and list(runs) == [8, None]
+
+
+def test_a_sweep_of_what_is_no_setting_changes_the_folder_alone():
+    runs = vary(Swept(sweep=("guidance=1", "2.5")), ("guidance",))
+    assert runs == {"1": Swept(out=Path("run/guidance_1")), "2.5": Swept(out=Path("run/guidance_2.5"))}
+
+
+@pytest.mark.parametrize(
+    ("sweep", "words"),
+    [
+        (("alpha",), "is not NAME=VALUE"),
+        (("lr=1",), "NAME is one of alpha"),
+        (("alpha=0.5", "x"), "'x' is not float"),
+        (("alpha=0.5", "0.50"), "given twice"),
+    ],
+)
+def test_bad_sweeps_are_refused(sweep, words):
+    with pytest.raises(InputError, match=f"--sweep.*{words}"):
+        vary(Swept(sweep=sweep), ("alpha",))

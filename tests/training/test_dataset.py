@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from emit.data.cases import Case
+from emit.data.cases import Case, CaseSet
+from emit.data.splits import Split
 from emit.errors import InputError
-from emit.training.dataset import DataSettings, choose_folds, cut_slabs, open_data
+from emit.training.dataset import DataSettings, choose_folds, choose_training, cut_slabs, open_data
 
 
 def make_slices(volume, count, start=0):
@@ -42,3 +43,23 @@ def test_unknown_folds_are_refused(fold):
 def test_labels_need_value_and_class(labels, tmp_path):
     with pytest.raises(InputError, match="--labels"):
         open_data(DataSettings(data=tmp_path, labels=labels))
+
+
+def keep(count, seed=0):
+    flat = [Case(f"case{i:02d}", f"case{i:02d}", "", "", "x.png", None) for i in range(30)]
+    split = Split(tuple(case.id for case in flat[:20]), (), tuple(case.id for case in flat[20:]))
+    settings = DataSettings(data=None, real_cases=count, seed=seed)
+    return [case.id for case in choose_training(CaseSet(flat, ("background", "lesion"), "busi", ""), split, settings)]
+
+
+def test_fewer_training_cases_are_among_more_and_are_drawn():
+    everything = [f"case{i:02d}" for i in range(20)]
+    assert keep(None) == keep(20) == everything
+    assert len(keep(5)) == 5 and set(keep(5)) < set(keep(9)) < set(everything)
+    assert keep(5) != everything[:5] and keep(5) != keep(5, seed=1) and keep(5) == sorted(keep(5))
+
+
+@pytest.mark.parametrize("count", [0, 21])
+def test_impossible_numbers_of_training_cases_are_refused(count):
+    with pytest.raises(InputError, match=r"--real-cases.*1 to 20"):
+        keep(count)

@@ -1,0 +1,67 @@
+"""Published habits by name, and what those of the generator change: seeds and texts."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from emit.compat import HABITS, read_compat
+from emit.data.prompts import APPEARANCE_PHRASES, add_phrase, draw_phrase, gray_sketch
+from emit.errors import InputError
+from emit.generate import plan
+from emit.seeds import generator
+
+CASES = [SimpleNamespace(id=name, prompt=f"US, breast, {name}") for name in ("benign", "malignant")]
+SETTINGS = SimpleNamespace(seed=3, n=4, phrases=False, phrase_weight=None)
+
+
+def list_jobs(habits=(), done=(), **change):
+    return plan(SimpleNamespace(cases=CASES), SimpleNamespace(**vars(SETTINGS) | change), habits, set(done))
+
+
+@pytest.mark.parametrize(
+    ("words", "program", "names"),
+    [
+        ((), "train_seg.py", ()),
+        (("diffboost",), "train_seg.py", tuple(sorted(HABITS["train_seg.py"]))),
+        (("diffboost:no_shuffle", "fake_pixel"), "train_seg.py", ("fake_pixel", "no_shuffle")),
+        (("diffboost:one_seed|gray_sketch",), "emit.generate", ("gray_sketch", "one_seed")),
+    ],
+)
+def test_names_are_read(words, program, names):
+    assert read_compat(words, program) == names
+
+
+@pytest.mark.parametrize(("word", "words"), [("one_seed", "give it to emit.generate"), ("nonsense", "choose from diffboost")])
+def test_unknown_and_foreign_names_are_refused(word, words):
+    with pytest.raises(InputError, match=rf"--compat: {word} .*{words}"):
+        read_compat((f"diffboost:{word}",), "train_seg.py")
+
+
+def test_every_image_has_a_seed_of_its_own_but_with_one_seed():
+    seeds = [seed for *_, seed in list_jobs()]
+    assert len(set(seeds)) == 8
+    shared = [seed for *_, seed in list_jobs(("one_seed",))]
+    assert shared[:4] == shared[4:] and len(set(shared)) == 4
+    assert list_jobs(done=[("benign", 0)])[0] == list_jobs()[1]  # the rest keeps its seeds
+
+
+def test_texts_are_the_prompt_unless_asked():
+    assert [prompt for _, _, prompt, _ in list_jobs()] == [CASES[0].prompt] * 4 + [CASES[1].prompt] * 4
+    with_words = [prompt for _, _, prompt, _ in list_jobs(phrases=True)]
+    phrases = [text.removeprefix(f"{CASES[i // 4].prompt}, ") for i, text in enumerate(with_words)]
+    assert set(phrases) <= set(APPEARANCE_PHRASES) and len(set(phrases)) > 1
+    mixed = [prompt for _, _, prompt, _ in list_jobs(phrases=True, phrase_weight=0.25)]
+    assert mixed[5] == ((0.75, CASES[1].prompt), (0.25, phrases[5]))
+
+
+def test_gray_sketch_has_the_published_weights():
+    (_, _, mixture, _), *_ = list_jobs(("gray_sketch",))
+    phrase = draw_phrase(generator(3, "benign", 0, "phrase"))
+    assert mixture == gray_sketch("US, breast, benign", phrase)
+    assert [weight for weight, _ in mixture] == [0.045, 0.005, 0.95]
+    assert [text for _, text in mixture][1:] == [phrase, "gray, sketch"]
+    assert sum(weight for weight, _ in mixture) == pytest.approx(1, abs=1e-12)
+
+
+def test_a_phrase_without_a_prompt_stands_alone():
+    assert add_phrase("", "darker") == "darker" and add_phrase("CT", "darker") == "CT, darker"
