@@ -38,10 +38,10 @@ class Settings(DataSettings):
         "hed+contour", "[paper]", help="edge condition"
     )
     steps: int = setting(
-        100, "[choice] seconds", paper=5000, help="steps ([paper]: 100 epochs; [authors' code]: 400-1600)"
+        150, "[choice] a minute", paper=5000, help="steps ([paper]: 100 epochs; [authors' code]: 400-1600)"
     )
     batch: int = setting(16, "[authors' code]; [paper] says 48", paper=32, help="images per step")
-    lr: float = setting(1e-3, "[paper]", paper=1e-6, help="learning rate of AdamW")
+    lr: float = setting(1.5e-3, "[paper]", paper=1e-6, help="learning rate of AdamW")
     caption_dropout: float = setting(
         0.1, "[choice] guidance needs an unconditional model", help="share of empty prompts"
     )

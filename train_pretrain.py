@@ -18,7 +18,7 @@ from emit.data.geometry import LINEAR, fit
 from emit.data.images import decode
 from emit.diffusion.objective import loss_by_quartile
 from emit.ledger import record
-from emit.model import DEMO, DEMO_HED, EmitDiff, drop_captions, find_edges, load_hed
+from emit.model import DEMO_HED, EmitDiff, demo_sizes, drop_captions, find_edges, load_hed
 from emit.networks.hed import HED, class_balanced_loss
 from emit.probes import save_samples
 from emit.training.config import parse, save_config, setting
@@ -39,19 +39,19 @@ class Settings:
     size: int = setting(64, "[authors' code]", paper=256, help="side of the square images in pixels")
     seed: int = setting(0, "[choice] any number", help="seed of initialisation, order and draws")
 
-    vae_steps: int = setting(1000, "[choice] two minutes on two cores", paper=0, help="autoencoder steps")
+    vae_steps: int = setting(1200, "[choice] a minute on two cores", paper=0, help="autoencoder steps")
     vae_batch: int = setting(4, "[choice] as above", help="autoencoder batch")
     vae_lr: float = setting(2e-3, "[choice] small network, few steps", help="autoencoder learning rate")
     kl_weight: float = setting(1e-5, "[choice] smoother latents; [SD 1.5]: 1e-6", help="weight of the KL term")
     hed_steps: int = setting(400, "[choice] half a minute", paper=0, help="HED steps")
     hed_batch: int = setting(16, "[choice] as above", help="HED batch")
     hed_lr: float = setting(3e-3, "[choice] from scratch", help="HED learning rate")
-    unet_steps: int = setting(500, "[choice] three minutes", paper=0, help="UNet steps")
-    unet_batch: int = setting(32, "[choice] as above", help="UNet batch")
-    unet_lr: float = setting(1e-3, "[choice] small network, few steps", help="UNet learning rate")
-    control_steps: int = setting(350, "[choice] a minute and a half", paper=100_000, help="ControlNet steps")
-    control_batch: int = setting(32, "[authors' code] 48 x 4; [paper] says 384", paper=192, help="ControlNet batch")
-    control_lr: float = setting(1e-3, "[paper]", paper=1e-5, help="ControlNet learning rate")
+    unet_steps: int = setting(800, "[choice] three minutes", paper=0, help="UNet steps")
+    unet_batch: int = setting(16, "[choice] as above", help="UNet batch")
+    unet_lr: float = setting(1.5e-3, "[choice] small network, few steps", help="UNet learning rate")
+    control_steps: int = setting(500, "[choice] two minutes", paper=100_000, help="ControlNet steps")
+    control_batch: int = setting(16, "[authors' code] 48 x 4; [paper] says 384", paper=192, help="ControlNet batch")
+    control_lr: float = setting(1.5e-3, "[paper]", paper=1e-5, help="ControlNet learning rate")
     caption_dropout: float = setting(
         0.1, "[choice] guidance needs an unconditional model", help="share of empty prompts"
     )
@@ -169,7 +169,7 @@ def main():
         raise errors.InputError("--hed: is required where there are no --boundaries to train HED from; give either")
     torch.manual_seed(settings.seed)  # of the initial weights; every later draw has its own generator
     hed, hed_header = (HED(DEMO_HED), record("hed", cases)) if settings.hed is None else load_hed(settings.hed)
-    model, headers = (EmitDiff(DEMO), []) if settings.weights is None else EmitDiff.load(settings.weights)
+    model, headers = (EmitDiff(demo_sizes(settings.size)), []) if settings.weights is None else EmitDiff.load(settings.weights)
     model.to(settings.device), hed.to(settings.device)
     save_config(settings.out, settings, {"weights": settings.weights, "hed": settings.hed})
     pictures = Pictures(cases, settings.size)

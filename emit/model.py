@@ -1,5 +1,6 @@
 """Where the parts meet: the sizes of each preset, and EmitDiff = autoencoder + text encoder + UNet + ControlNet."""
 
+import math
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -52,7 +53,7 @@ SD21 = Sizes(
 )
 DEMO = Sizes(
     unet=UNetConfig(
-        model_channels=64,
+        model_channels=48,
         channel_mult=(1, 2, 2),
         num_res_blocks=1,
         attention_levels=(1, 2),
@@ -61,13 +62,25 @@ DEMO = Sizes(
         groups=16,
         hint_channels=(16, 32, 64),
     ),
-    vae=VAEConfig(channels=32, channel_mult=(1, 2, 2), num_res_blocks=1, groups=8, scale=1.0),
+    vae=VAEConfig(channels=16, channel_mult=(1, 2, 4), num_res_blocks=1, groups=8, scale=1.0),
     text=TextConfig(width=64, layers=2, heads=2),
+    prediction="v",
 )
 PRESETS = {"sd15": SD15, "sd21": SD21, "demo": DEMO}
-
-
 DEMO_HED = (8, 16, 32, 32, 32)
+
+
+def demo_sizes(size):
+    """Return DEMO, with one more halving in the autoencoder for every doubling beyond 64 pixels.
+
+    So latents stay at most 16 x 16, and the UNet as fast; each halving also doubles the latent channels.
+    """
+    extra = max(0, math.ceil(math.log2(size / 64)))
+    channels = DEMO.vae.z_channels * 2**extra
+    vae = replace(DEMO.vae, z_channels=channels, channel_mult=DEMO.vae.channel_mult + DEMO.vae.channel_mult[-1:] * extra)
+    hint_channels = DEMO.unet.hint_channels + DEMO.unet.hint_channels[-1:] * extra
+    unet = replace(DEMO.unet, in_channels=channels, out_channels=channels, hint_channels=hint_channels)
+    return replace(DEMO, vae=vae, unet=unet)
 
 
 def drop_captions(prompts, rate, rng):
@@ -112,12 +125,17 @@ def to_grey(image):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are drawn. Defaults: the authors' DDIM 20, eta 0, control strength 1; guidance is [choice], see docs/paper.md."""
+    """How images are drawn. Defaults: the authors' DDIM 20, eta 0, control strength 1; guidance is [choice], see docs/paper.md.
+
+    guided: what the unconditional half does without, and guidance so makes stronger: "text", as in the authors' code, or
+    "text+hint", as in the guess mode of ControlNet's own code.
+    """
 
     method: str = "ddim"
     steps: int = 20
     eta: float = 0.0
     guidance: float = 2.0
+    guided: str = "text+hint"
     strength: float = 1.0
     guess_mode: str | None = None
     spacing: str = "trailing"
@@ -193,17 +211,16 @@ class EmitDiff(nn.Module):
         return latents
 
     def denoiser(self, context, unconditional, hint, sampling):
-        """Return (z_t, t) -> eps_hat with classifier-free guidance; both halves see the hint."""
+        """Return (z_t, t) -> eps_hat with classifier-free guidance; `sampling.guided` says what it makes stronger."""
         count = len(self.unet.input_blocks) + 1
         scales = control_scales(sampling.strength, count, sampling.guess_mode)
+        other_hint = hint if sampling.guided == "text" else None
 
         def denoise(z_t, t):
+            eps = self.predict(z_t, t, context, hint, scales)
             if sampling.guidance == 1:
-                return self.predict(z_t, t, context, hint, scales)
-            both = None if hint is None else torch.cat([hint, hint])
-            states = torch.cat([unconditional, context])
-            eps = self.predict(torch.cat([z_t, z_t]), torch.cat([t, t]), states, both, scales)
-            return classifier_free(*eps.chunk(2), sampling.guidance)
+                return eps
+            return classifier_free(self.predict(z_t, t, unconditional, other_hint, scales), eps, sampling.guidance)
 
         return denoise
 

@@ -30,7 +30,8 @@ def hints():
     return torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))
 
 
-def test_generate_is_guided_ddim_written_out(model, hints):
+@pytest.mark.parametrize("guided", ["text", "text+hint"])
+def test_generate_is_guided_ddim_written_out(model, hints, guided):
     """Two trailing steps, 999 -> 499 -> clean, with each prediction made alone, by the printed formulas."""
     alpha_bar = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
     hint, scale = hints[:1], 0.7
@@ -41,14 +42,16 @@ def test_generate_is_guided_ddim_written_out(model, hints):
         for context in (negative, text):
             args = z.float(), torch.tensor([t]), context
             control = [scale * residual for residual in model.controlnet(*args, hint)]
-            eps.append(model.unet(*args, control).double())
-        guided = eps[0] + 3.0 * (eps[1] - eps[0])
-        z_0 = (z - (1 - alpha_bar[t]).sqrt() * guided) / alpha_bar[t].sqrt()
-        z = ab_prev.sqrt() * z_0 + (1 - ab_prev).sqrt() * guided
+            dropped = guided == "text+hint" and context is negative
+            eps.append(model.unet(*args, () if dropped else control).double())
+        eps_hat = eps[0] + 3.0 * (eps[1] - eps[0])
+        z_0 = (z - (1 - alpha_bar[t]).sqrt() * eps_hat) / alpha_bar[t].sqrt()
+        z = ab_prev.sqrt() * z_0 + (1 - ab_prev).sqrt() * eps_hat
     expected = model.vae.decode(z.float()).clamp(-1, 1)
-    found = model.generate(["MRI of the liver"], hint, [11], 32, replace(PLAIN, strength=scale), negative="blurred")
+    sampling = replace(PLAIN, strength=scale, guided=guided)
+    found = model.generate(["MRI of the liver"], hint, [11], 32, sampling, negative="blurred")
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)  # float32 rounding through two steps and a decoder
-    unguided = model.generate(["MRI of the liver"], hint, [11], 32, replace(PLAIN, strength=scale, guidance=1))
+    unguided = model.generate(["MRI of the liver"], hint, [11], 32, replace(sampling, guidance=1))
     assert (unguided - expected).abs().max() > 0.05
 
 
@@ -190,7 +193,7 @@ def test_save_and_load_give_the_same_model(model, saved, hints):
     assert loaded.state_dict().keys() == theirs.keys()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in loaded.state_dict().items())
     images = [net.generate(["CT"], hints[:1], [1], 32, PLAIN) for net in (model, loaded)]
-    assert torch.equal(*images)
+    assert (images[0] - images[1]).abs().max() < 1e-4  # weights from a file lie elsewhere in memory: other sums
 
 
 def test_a_missing_part_is_an_input_error(model, saved, tmp_path):
@@ -214,7 +217,7 @@ def test_a_missing_controlnet_starts_without_effect_and_one_of_its_own_file_coun
     whole, headers = EmitDiff.load(tmp_path / "rest.safetensors", tmp_path / "control.safetensors")
     assert len(headers) == 2
     images = [net.generate(["CT"], hints[:1], [1], 32, PLAIN) for net in (model, whole)]
-    assert torch.equal(*images)
+    assert (images[0] - images[1]).abs().max() < 1e-4  # as above
 
 
 @pytest.mark.parametrize(("part", "network"), [("hed", HED), ("hed_v11", HEDv11)])
