@@ -5,6 +5,7 @@ CONTROLNET, TEXT, MODEL = "emit/networks/controlnet.py", "emit/networks/text.py"
 SCHEDULE, SAMPLERS, GUIDANCE = (f"emit/diffusion/{name}.py" for name in ("schedule", "samplers", "guidance"))
 OBJECTIVE, HED = "emit/diffusion/objective.py", "emit/networks/hed.py"
 GOLDEN, WHOLE = "tests/networks/test_golden.py", "tests/test_model.py"
+DATASET, REPORT = "emit/training/dataset.py", "emit/evaluation/report.py"
 STEPS, LOOP = "tests/diffusion/test_samplers.py", "tests/diffusion/test_sample_loop.py"
 FORWARD, BOUND = "tests/diffusion/test_schedule.py", "tests/diffusion/test_objective.py"
 
@@ -107,11 +108,13 @@ MUTANTS = [
     # the whole
     (MODEL, "moments = Memo(encode)", "moments = encode", WHOLE),
     (MODEL, "return image.mean(dim=1, keepdim=True)", "return image[:, :1]", WHOLE),
-    (MODEL, "else torch.cat([hint, hint])", "else torch.cat([0 * hint, hint])", WHOLE),
+    (MODEL, 'hint if sampling.guided == "text" else None', "hint", WHOLE),
+    (MODEL, 'hint if sampling.guided == "text" else None', "None", WHOLE),
     (MODEL, "torch.randint(0, self.schedule.T,", "torch.randint(1, self.schedule.T,", WHOLE),
     (MODEL, "ControlNet(sizes.unet).copy_encoder(model.unet)", "ControlNet(sizes.unet)", WHOLE),
     (MODEL, "tuple(v) if isinstance(v, list) else v", "v", WHOLE),
-    (MODEL, "states[[different.index(prompt) for prompt in prompts]]", "states[[0 for prompt in prompts]]", WHOLE),
+    (MODEL, "weight * states[different.index(text)]", "weight * states[0]", WHOLE),
+    (MODEL, "weight * states[different.index(text)]", "states[different.index(text)]", WHOLE),
     (
         MODEL,
         "return v_to_eps(z_t, out, self.schedule.at(t))",
@@ -119,7 +122,7 @@ MUTANTS = [
         GOLDEN,
     ),
     (MODEL, "else to_v(z_0, eps, ab)", "else to_v(eps, z_0, ab)", WHOLE),
-    (MODEL, "torch.cat([unconditional, context])", "torch.cat([context, unconditional])", WHOLE),
+    (MODEL, "self.predict(z_t, t, unconditional, other_hint,", "self.predict(z_t, t, context, other_hint,", WHOLE),
     (MODEL, "vae=replace(self.sizes.vae, scale=self.vae.scale)", "vae=self.sizes.vae", WHOLE),
     (MODEL, "torch.rand(len(prompts), generator=rng) < rate", "torch.rand(len(prompts), generator=rng) > rate", WHOLE),
     (MODEL, "sampling.strength, count, sampling.guess_mode)", "1.0, count, sampling.guess_mode)", WHOLE),
@@ -184,4 +187,17 @@ MUTANTS = [
         "large_variance(ab_t, ab_prev)",
         BOUND,
     ),
+    # the experiment
+    ("emit/generate.py", '() if "one_seed" in habits else (case.id,)', "(case.id,)", "tests/test_compat.py"),
+    ("emit/data/prompts.py", '(0.95, "gray, sketch")', '(0.9, "gray, sketch")', "tests/test_compat.py"),
+    ("emit/data/prompts.py", "((1 - weight, prompt), (weight, phrase))", "((1, prompt), (weight, phrase))", "tests/test_compat.py"),
+    ("emit/compat.py", 'own if "diffboost" in named else named', "named", "tests/test_compat.py"),
+    (DATASET, "sorted(order[: settings.real_cases])", "range(settings.real_cases)", "tests/training/test_dataset.py"),
+    ("emit/training/config.py", "if value in runs:", "if text in runs:", "tests/training/test_config.py"),
+    ("emit/training/config.py", "sweep=(), out=settings.out", "out=settings.out", "tests/training/test_config.py"),
+    ("emit/arms.py", 'name == "patches" and self.real is by_patch', 'name == "patches"', "tests/test_arms.py"),
+    ("emit/arms.py", 'name == "real_cases" or', "False or", "tests/test_arms.py"),
+    (REPORT, '["case_spread"] / math.sqrt(found["cases"])', '["case_spread"]', "tests/evaluation/test_report.py"),
+    ("emit/evaluation/fidelity.py", 'found["nearest"] == np', 'found["nearest"] != np', "tests/evaluation/test_fidelity.py"),
+    ("emit/evaluation/fidelity.py", "if len(samples) > 1]", "]", "tests/evaluation/test_fidelity.py"),
 ]
