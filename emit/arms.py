@@ -67,6 +67,7 @@ class Arm:
         )
 
 
+NAMED = 10  # leaked cases that an error spells out
 SINGLES = ("contrast", "gamma", "brightness", "noise", "resolution", "mirror", "rotate", "scale")
 ARMS = {
     "baseline": Arm(),
@@ -138,10 +139,11 @@ class Generated:
         """Raise InputError where a test case was seen by the model that made the images, or by one of its ancestors."""
         leaks = find_leaks(self.ledger, cases)
         if leaks:
-            case, stage, name = leaks[0]
+            named = ", ".join(f"{case} in {stage} as {name}" for case, stage, name in leaks[:NAMED])
+            more = f" and {len(leaks) - NAMED} more" if len(leaks) > NAMED else ""
             raise InputError(
-                f"{self.folder}: test case {case} was seen in {stage} as {name} ({len(leaks)} such); "
-                "train the generator without the test cases, on the same splits"
+                f"{self.folder}: test cases were seen by the generator or what it came from: {named}{more}; "
+                "train without the test cases, on the same splits"
             )
 
     def _read(self, numbers):

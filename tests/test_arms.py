@@ -96,8 +96,10 @@ def test_a_leak_is_found_by_content_under_another_name(folder):
     clean = make_case("c", np.zeros((8, 8), np.float32))
     generated = arms.Generated(folder, 8)
     generated.refuse_leaks([clean])
-    with pytest.raises(InputError, match="renamed was seen in pre-training as c"):
+    with pytest.raises(InputError, match=": renamed in pre-training as c;"):
         generated.refuse_leaks([clean, planted])
+    with pytest.raises(InputError, match=r": renamed in .* and 2 more;"):
+        generated.refuse_leaks([planted] * (arms.NAMED + 2))
 
 
 def test_the_ledger_inherits_every_ancestor_once():
