@@ -41,7 +41,7 @@ class Settings(DataSettings):
         150, "[choice] a minute", paper=5000, help="steps ([paper]: 100 epochs; [authors' code]: 400-1600)"
     )
     batch: int = setting(16, "[authors' code]; [paper] says 48", paper=32, help="images per step")
-    lr: float = setting(2e-3, "[paper]", paper=1e-6, help="learning rate of AdamW")
+    lr: float = setting(1.5e-3, "[paper]", paper=1e-6, help="learning rate of AdamW")
     caption_dropout: float = setting(
         0.1, "[choice] guidance needs an unconditional model", help="share of empty prompts"
     )

@@ -51,7 +51,7 @@ class Settings:
     unet_lr: float = setting(1.5e-3, "[choice] small network, few steps", help="UNet learning rate")
     control_steps: int = setting(500, "[choice] two minutes", paper=100_000, help="ControlNet steps")
     control_batch: int = setting(16, "[authors' code] 48 x 4; [paper] says 384", paper=192, help="ControlNet batch")
-    control_lr: float = setting(3e-3, "[paper]", paper=1e-5, help="ControlNet learning rate")
+    control_lr: float = setting(1.5e-3, "[paper]", paper=1e-5, help="ControlNet learning rate")
     caption_dropout: float = setting(
         0.1, "[choice] guidance needs an unconditional model", help="share of empty prompts"
     )

@@ -55,7 +55,7 @@ class Settings(DataSettings):
     channels: tuple[int, ...] = setting(
         (8, 16, 32, 64), "[authors' code]", paper=(16, 32, 64, 128, 128, 256), help="widths"
     )
-    steps: int = setting(120, "[choice] seconds; [paper]: 100 epochs", paper=2000, help="steps, the same in every arm")
+    steps: int = setting(150, "[choice] seconds; [paper]: 100 epochs", paper=2000, help="steps, the same in every arm")
     batch: int = setting(8, "[authors' code]", help="images per step, the same in every arm")
     lr: float = setting(3e-3, "[authors' code]", paper=1e-3, help="learning rate of AdamW")
     warmup: int = setting(10, "[choice] stable start", help="steps of linear warm-up")

@@ -52,7 +52,7 @@ class Settings(DataSettings):
         "trailing", "[choice] starts at the noisiest t", help="kept timesteps"
     )
     guidance: float = setting(
-        3.0, "[choice] see docs/paper.md; [authors' code]: 9", paper=9.0, help="guidance weight"
+        2.0, "[choice] see docs/paper.md; [authors' code]: 9", paper=9.0, help="guidance weight"
     )
     guided: Literal["text", "text+hint"] = setting(
         "text+hint", "[choice] lesions follow their mask; [authors' code]: text", paper="text", help="what guidance drives"
