@@ -39,7 +39,7 @@ class Settings:
     size: int = setting(64, "[authors' code]", paper=256, help="side of the square images in pixels")
     seed: int = setting(0, "[choice] any number", help="seed of initialisation, order and draws")
 
-    vae_steps: int = setting(1200, "[choice] a minute on two cores", paper=0, help="autoencoder steps")
+    vae_steps: int = setting(1200, "[choice] two minutes on two cores", paper=0, help="autoencoder steps")
     vae_batch: int = setting(4, "[choice] as above", help="autoencoder batch")
     vae_lr: float = setting(2e-3, "[choice] small network, few steps", help="autoencoder learning rate")
     kl_weight: float = setting(1e-5, "[choice] smoother latents; [SD 1.5]: 1e-6", help="weight of the KL term")
