@@ -70,6 +70,12 @@ MUTANTS = [
     ),
     (
         CONTROLNET,
+        'nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")',
+        "pass",
+        "tests/networks/test_controlnet.py",
+    ),
+    (
+        CONTROLNET,
         "TimestepSequential(zero_module(nn.Conv2d(channels, channels, 1)))",
         "TimestepSequential(nn.Conv2d(channels, channels, 1))",
         "tests/networks/test_controlnet.py",

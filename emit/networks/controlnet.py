@@ -9,11 +9,18 @@ from emit.networks.unet import encoder_blocks, middle_block, time_embed
 
 
 def hint_encoder(hint_channels, out_channels):
-    """Build the convolutions from hint (B, 3, H, W) to latent size: a halving per step of hint_channels, zero at the end."""
+    """Build the convolutions from hint (B, 3, H, W) to latent size: a halving per step of hint_channels, zero at the end.
+
+    They start with He's variance (1502.01852) and without bias, a [choice]: edges then arrive about as strong as they
+    came. PyTorch's own start, which the public code keeps, leaves a few thousandths of them; see docs/paper.md.
+    """
     layers = [nn.Conv2d(3, hint_channels[0], 3, padding=1), nn.SiLU()]
     for before, after in pairwise(hint_channels):
         layers += [nn.Conv2d(before, before, 3, padding=1), nn.SiLU()]
         layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.SiLU()]
+    for layer in layers[::2]:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
     layers.append(zero_module(nn.Conv2d(hint_channels[-1], out_channels, 3, padding=1)))
     return TimestepSequential(*layers)
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from emit.model import SD15, SD21
-from emit.networks.controlnet import ControlNet
+from emit.model import DEMO, SD15, SD21
+from emit.networks.controlnet import ControlNet, hint_encoder
 from emit.networks.unet import UNet
 from tests.golden.files import SD1, original, read_golden, read_manifest, shapes_of
 
@@ -106,3 +106,19 @@ def test_learning_moves_from_the_zero_convolutions_inwards(nets, inputs):
             name for name, weight in controlnet.named_parameters() if weight.grad.any()
         } == expected  # else exactly 0
         optimiser.step()
+
+
+@pytest.mark.parametrize("config", [DEMO.unet, SD15.unet], ids=["demo", "sd15"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_new_hint_encoder_lets_the_edges_through(config, seed):
+    """An outline's spread over space, before the zero layer, beside the hint's own: 8 to 48 % were seen over eight seeds.
+
+    PyTorch's own start leaves 0.4 to 0.6 %. The bound lies between, at the geometric middle.
+    """
+    hint = torch.zeros(1, 3, 128, 128)
+    hint[:, :, 40:90, 30:32] = hint[:, :, 40:90, 98:100] = hint[:, :, 40:42, 30:100] = hint[:, :, 88:90, 30:100] = 1
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        guide = hint_encoder(config.hint_channels, config.model_channels)[:-1](hint, None, None)
+    spread_in, spread_out = (x.var(dim=(2, 3)).mean().sqrt() for x in (hint, guide))
+    assert spread_out / spread_in > 0.025
