@@ -38,10 +38,10 @@ class Settings(DataSettings):
         "hed+contour", "[paper]", help="edge condition"
     )
     steps: int = setting(
-        150, "[choice] a minute", paper=5000, help="steps ([paper]: 100 epochs; [authors' code]: 400-1600)"
+        200, "[choice] a minute", paper=5000, help="steps ([paper]: 100 epochs; [authors' code]: 400-1600)"
     )
     batch: int = setting(16, "[authors' code]; [paper] says 48", paper=32, help="images per step")
-    lr: float = setting(1.5e-3, "[paper]", paper=1e-6, help="learning rate of AdamW")
+    lr: float = setting(2e-3, "[paper]", paper=1e-6, help="learning rate of AdamW")
     caption_dropout: float = setting(
         0.1, "[choice] guidance needs an unconditional model", help="share of empty prompts"
     )
@@ -98,7 +98,7 @@ def train_fold(model, hed, cases, classes, settings, folder):
         run.update(loss.mean(), **loss_by_quartile(loss.detach(), t, model.schedule.T), **probes)
     run.finish()
     hints = Memo(lambda i: make_hint(settings.hint, pictures.mask(i), edges(i), len(classes)))
-    save_samples(model, pictures, hints, folder / "samples.png", settings.seed)
+    save_samples(model, pictures, hints, folder / "samples.png", settings.seed, text_alone=0)
     return condition_losses(model, *fixed, generator(settings.seed, "probe t"))
 
 

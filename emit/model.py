@@ -53,10 +53,10 @@ SD21 = Sizes(
 )
 DEMO = Sizes(
     unet=UNetConfig(
-        model_channels=48,
-        channel_mult=(1, 2, 2),
+        model_channels=32,
+        channel_mult=(1, 2),
         num_res_blocks=1,
-        attention_levels=(1, 2),
+        attention_levels=(1,),
         heads=4,
         context_dim=64,
         groups=16,

@@ -25,8 +25,8 @@ def condition_losses(model, z_0, prompts, hint, rng):
     return {name: model.losses(z_0, t, eps, *conditions).mean().item() for name, conditions in asked.items()}
 
 
-def save_samples(model, pictures, hints, path, seed, count=9, sampling=Sampling()):  # noqa: B008 (frozen)
-    """Save rows of fixed cases: original, reconstruction, hint, two generated images, and two from text alone."""
+def save_samples(model, pictures, hints, path, seed, count=9, text_alone=2, sampling=Sampling()):  # noqa: B008 (frozen)
+    """Save rows of fixed cases: original, reconstruction, hint, two generated images, and `text_alone` without hint."""
     order = torch.randperm(len(pictures), generator=generator(seed, "samples"))[:count].tolist()
     prompts = pictures.prompts(order)
     image, hint = pictures.image(order), hints(order)
@@ -38,7 +38,7 @@ def save_samples(model, pictures, hints, path, seed, count=9, sampling=Sampling(
             "decoded": model.vae.decode(z_0).mean(1, keepdim=True).clamp(-1, 1).cpu(),
             "hint": hint[:, :1],
         }
-    for sample in range(4):
+    for sample in range(2 + text_alone):
         seeds = [seed_from(seed, "samples", i, sample) for i in order]
         given = hint if sample < 2 else None
         drawn = model.generate(prompts, given, seeds, pictures.size, sampling)
