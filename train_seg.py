@@ -75,13 +75,17 @@ class Settings(DataSettings):
     resume: bool = setting(False, "[choice] explicit", help="go on with the run in --out", may_change=True)
 
 
+def build_segmenter(classes, settings):
+    """Return a new segmenter of the settings' sizes, on their device."""
+    config = SegmenterConfig(1, len(classes), settings.channels, variant=settings.variant)
+    return Segmenter(config).to(settings.device)
+
+
 def train_segmenter(arm, parts, generated, classes, settings, compat, folder, seed):
     """Train one segmenter; return it with the weights that did best on the validation part."""
     training, validation = (Pictures(part, settings.size) for part in parts[:2])
     torch.manual_seed(seed)  # of the initial weights
-    network = Segmenter(SegmenterConfig(1, len(classes), settings.channels, variant=settings.variant)).to(
-        settings.device
-    )
+    network = build_segmenter(classes, settings)
     run = Run(
         folder,
         {"segmenter": network},
@@ -199,22 +203,25 @@ def run_arm(name, fold, seed, cases, split, generated, settings, compat, known=N
     scores = folder / "scores.json"
     if scores.exists() and settings.resume:
         return json.loads(scores.read_text())
+    where = {"arm": name, "fold": fold, "seed": seed}
     if known is not None:
         same = run_folder(known, name, fold, seed)
-        shutil.copytree(same, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.pt", "scores.json"))
-        write_atomic(scores, lambda temporary: shutil.copyfile(same / "scores.json", temporary))
-        return json.loads(scores.read_text())
-    training = choose_training(cases, split, settings)
-    validation, test = (select(cases.cases, ids) for ids in (split.validation, split.test))
-    if "select_on_test" in compat:
-        validation = test
-    number = seed_from(settings.seed, "segmenter", fold, seed)  # the same weights and order in every arm
-    parts = (training, validation)
-    network = train_segmenter(ARMS[name], parts, generated, cases.classes, settings, compat, folder, number)
-    rows, fake = score_fold(network, test, cases.classes, settings, compat, folder)
-    where = {"arm": name, "fold": fold, "seed": seed}
-    found = {"rows": [where | row for row in rows], "fake_pixel_rows": [where | row for row in fake]}
-    if name == "baseline" and generated is not None:
+        shutil.copytree(same, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("state.pt", "scores.json"))
+        found = json.loads((same / "scores.json").read_text())
+        network = build_segmenter(cases.classes, settings)
+        network.load_state_dict(torch.load(folder / "best.pt", weights_only=True))
+        network.eval()
+    else:
+        training = choose_training(cases, split, settings)
+        validation, test = (select(cases.cases, ids) for ids in (split.validation, split.test))
+        if "select_on_test" in compat:
+            validation = test
+        number = seed_from(settings.seed, "segmenter", fold, seed)  # the same weights and order in every arm
+        parts = (training, validation)
+        network = train_segmenter(ARMS[name], parts, generated, cases.classes, settings, compat, folder, number)
+        rows, fake = score_fold(network, test, cases.classes, settings, compat, folder)
+        found = {"rows": [where | row for row in rows], "fake_pixel_rows": [where | row for row in fake]}
+    if name == "baseline" and generated is not None:  # also of a known run, whose generated images were others
         found["fidelity"] = [where | row for row in measure_fidelity(network, generated, cases.classes, settings.device)]
     write_atomic(scores, lambda temporary: temporary.write_text(json.dumps(found)))
     return found

@@ -127,13 +127,24 @@ def test_a_sweep_over_the_generators_settings_reaches_the_segmenter(folder, monk
     call(monkeypatch, train_seg, *labelled, "--generated", folder / "swept", "--out", out, *sweep)
     assert json.loads((out / "sweep.json").read_text())["values"] == ["0", "1"]
     without, full = out / "strength_0", out / "strength_1"
-    scores = [(place / "baseline" / "fold1_seed0" / "scores.json").read_text() for place in (without, full)]
-    assert scores[0] == scores[1] and not (full / "baseline" / "fold1_seed0" / "best.pt").exists()  # not trained twice
+    first, second = (place / "baseline" / "fold1_seed0" for place in (without, full))
+    assert not (second / "state.pt").exists()  # not trained twice
+    scores = [json.loads((place / "scores.json").read_text()) for place in (first, second)]
+    assert scores[0]["rows"] == scores[1]["rows"]
     assert not are_equal(read_weights(without, "ours"), read_weights(full, "ours"))
     assert (out / "sweep.png").exists() and "diffboost:one_seed" in (full / "report.html").read_text()
     lines = (folder / "swept" / "strength_0" / "fold0" / "manifest.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["sampling"]["strength"] == 0 and json.loads(lines[0])["compat"] == ["one_seed"]
     assert len({json.loads(line)["seed"] for line in lines}) == 1
+
+
+def test_a_sweep_judges_each_values_own_generated_images(folder, monkeypatch):
+    """The baseline is trained once, and its segmenter reads one image per case in the first run, two in the second."""
+    labelled = ["--data", folder / "phantoms" / "BUSI", "--size", 32, "--folds", 2, "--generated", folder / "made"]
+    out = folder / "counted"
+    call(monkeypatch, train_seg, *labelled, "--out", out, "--arms", "baseline", *SHORT, "--sweep", "n=1,2")
+    one, two = (json.loads((out / f"n_{n}" / "baseline" / "fold1_seed0" / "scores.json").read_text()) for n in (1, 2))
+    assert one["rows"] == two["rows"] and 0 < 2 * len(one["fidelity"]) == len(two["fidelity"])
 
 
 def test_a_sweep_over_real_cases_trains_every_arm_anew(folder, monkeypatch):
