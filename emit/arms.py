@@ -131,8 +131,9 @@ class Generated:
         return self.pictures([numbers[int(draw * len(numbers))] for numbers, draw in zip(chosen, draws, strict=True)])
 
     def pairs(self):
-        """Yield (case id, image (1, 1, S, S), mask (S, S)) of every generated image."""
-        for number, line in enumerate(self.lines):
+        """Yield (case id, image (1, 1, S, S), mask (S, S)) of every generated image that is used."""
+        for number in sorted(sum(self.by_case.values(), [])):
+            line = self.lines[number]
             yield line["case"], self.pictures([number]), decode(self.folder / "masks" / line["file"])
 
     def refuse_leaks(self, cases):
