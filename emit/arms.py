@@ -132,7 +132,7 @@ class Generated:
 
     def pairs(self):
         """Yield (case id, image (1, 1, S, S), mask (S, S)) of every generated image that is used."""
-        for number in sorted(sum(self.by_case.values(), [])):
+        for number in sorted(n for numbers in self.by_case.values() for n in numbers):
             line = self.lines[number]
             yield line["case"], self.pictures([number]), decode(self.folder / "masks" / line["file"])
 
