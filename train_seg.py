@@ -16,7 +16,7 @@ import torch
 from emit import errors
 from emit.arms import ARMS, CLASSICAL, Generated, choose_arms
 from emit.compat import HABITS, read_compat
-from emit.data.augment import augment
+from emit.data.augment import augment, merge
 from emit.data.cache import Pictures
 from emit.data.geometry import unfit
 from emit.data.splits import select, write_splits
@@ -27,11 +27,12 @@ from emit.evaluation.report import write_report, write_sweep
 from emit.files import write_atomic
 from emit.networks.segmenter import Segmenter, SegmenterConfig, dice_ce_loss
 from emit.seeds import seed_from
+from emit.training import distributed
 from emit.training.config import parse, save_config, setting, vary
 from emit.training.dataset import DataSettings, choose_training, open_data
 from emit.training.loop import Run
 
-SWEEPS = {  # what --sweep takes, and the axis of its figure; the last two are of images that emit.generate swept
+SWEEPS = {  # what --sweep takes, and the axis of its figure
     "n": "generated images per case",
     "alpha": "share of real patches",
     "patches": "patches per side",
@@ -40,6 +41,9 @@ SWEEPS = {  # what --sweep takes, and the axis of its figure; the last two are o
     "strength": "control strength",
 }
 
+OF_IMAGES = ("n", "guidance", "strength")  # without --generated they change nothing
+OF_FOLDERS = ("guidance", "strength", "real_cases")  # each value has its own images, in <generated>/NAME_VALUE
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(DataSettings):
@@ -47,18 +51,23 @@ class Settings(DataSettings):
 
     generated: Path | None = setting(None, "[choice] none: real arms only", help="output folder of emit.generate")
     out: Path = setting(source="[choice] your folder", help="the run folder, new or with --resume")
-    arms: tuple[str, ...] = setting(("all",), "[paper]", help="all, paper, or names: " + ", ".join(ARMS))
+    arms: tuple[str, ...] = setting(
+        ("all",), "[choice] every arm; [paper]: --arms paper", help="all, paper, or names: " + ", ".join(ARMS)
+    )
     seeds: int = setting(
         1, "[choice] the demo's minutes", paper=3, help="repetitions with other weights, order and draws"
     )
     variant: Literal["attention", "plain", "residual"] = setting("attention", "[paper]", help="kind of U-Net")
     channels: tuple[int, ...] = setting(
-        (8, 16, 32, 64), "[authors' code]", paper=(16, 32, 64, 128, 128, 256), help="widths"
+        (8, 16, 32, 64), "[choice] small images; [authors' code]: six stages", paper=(16, 32, 64, 128, 128, 256), help="widths"
     )
     steps: int = setting(150, "[choice] seconds; [paper]: 100 epochs", paper=2000, help="steps, the same in every arm")
     batch: int = setting(8, "[authors' code]", help="images per step, the same in every arm")
-    lr: float = setting(3e-3, "[authors' code]", paper=1e-3, help="learning rate of AdamW")
+    lr: float = setting(3e-3, "[choice] few steps; [authors' code]: 1e-3", paper=1e-3, help="learning rate of AdamW")
     warmup: int = setting(10, "[choice] stable start", help="steps of linear warm-up")
+    schedule: Literal["cosine", "constant"] = setting("cosine", "[choice] few steps", help="learning rate after it")
+    clip: float | None = setting(1.0, "[choice] no step runs away", help="largest gradient norm")
+    weight_decay: float = setting(0.01, "[choice] AdamW's own", help="of AdamW")
     alpha: float = setting(0.6, "[paper]", help="share of real patches (patch merging) or images (mixing)")
     patches: int = setting(6, "[paper] 384 / 64", help="patches per side; the size is rounded down to divide the image")
     n: int | None = setting(None, "[paper] all there are", help="generated images used per case")
@@ -94,7 +103,9 @@ def train_segmenter(arm, parts, generated, classes, settings, compat, folder, se
         batch=settings.batch,
         seed=seed,
         warmup=settings.warmup,
-        schedule="cosine",
+        schedule=settings.schedule,
+        clip=settings.clip,
+        weight_decay=settings.weight_decay,
         shuffle="no_shuffle" not in compat,
         log_every=settings.select_every,
         save_every=settings.steps,
@@ -111,7 +122,7 @@ def train_segmenter(arm, parts, generated, classes, settings, compat, folder, se
         if "mix_logits" in compat:
             logits, mask = mix_logits(network, arm, image, other, real, mask, run.rng)
         else:
-            image, mask = augment(torch.where(real, image, other), mask, arm.augmentation, run.rng)
+            image, mask = augment(merge(image, other, real), mask, arm.augmentation, run.rng)
             logits = network(image.to(run.device))
         run.update(dice_ce_loss(logits, mask.to(run.device)))
         if run.due(settings.select_every) or run.done == settings.steps:
@@ -136,15 +147,16 @@ def mix_logits(network, arm, image, other, real, mask, rng):
 
 @torch.no_grad()
 def validate(network, pictures, device):
-    """Return the mean Dice over the validation cases and classes at training size."""
+    """Return the mean Dice over the validation cases and classes at training size; volumes count whole, as in the test."""
     network.eval()
-    scores = []
-    for i in range(len(pictures)):
+    whole = {}
+    for i, case in enumerate(pictures.cases):
         found = network(pictures.image([i]).to(device)).argmax(1)[0].cpu().numpy()
-        mask = pictures.mask([i])[0].numpy()
-        labels = range(1, network.config.classes)
-        scores += [score_overlap(found == label, mask == label)["dice"] for label in labels]
+        whole.setdefault(case.volume or case.id, []).append((found, pictures.mask([i])[0].numpy()))
     network.train()
+    pairs = [map(np.stack, zip(*slices, strict=True)) for slices in whole.values()]
+    labels = range(1, network.config.classes)
+    scores = [score_overlap(found == label, mask == label)["dice"] for found, mask in pairs for label in labels]
     return float(np.mean(scores)) if scores else 0.0
 
 
@@ -239,12 +251,13 @@ def look_for_copies(generated, cases, split, settings):
 
 
 def open_generated(settings, cases, splits):
-    """Return each fold's generated images (None: there are none), after looking for leaks."""
+    """Return each fold's generated images (None: there are none), after looking for leaks and for cases not chosen here."""
     if settings.generated is None:
         return [None] * len(splits)
     generated = [Generated(settings.generated / f"fold{f}", settings.size, settings.n) for f in range(len(splits))]
     for source, split in zip(generated, splits, strict=True):
         source.refuse_leaks(select(cases.cases, split.test))
+        source.refuse_others(choose_training(cases, split, settings))
     return generated
 
 
@@ -253,7 +266,8 @@ def compare(settings, cases, splits, generated, compat, known=None, known_arms=(
 
     known: the folder of an earlier run, whose scores hold for known_arms as well.
     """
-    save_config(settings.out, settings, {})
+    manifests = {f"fold{fold}": source.manifest for fold, source in enumerate(generated) if source is not None}
+    save_config(settings.out, settings, manifests)
     write_splits(settings.out / "splits.json", splits)
     found = {"rows": [], "fake_pixel_rows": [], "fidelity": []}
     for fold, split in enumerate(splits):
@@ -273,9 +287,12 @@ def main():
     """Compare the arms, once for each value of a sweep."""
     settings = parse(Settings)
     compat = read_compat(settings.compat, "train_seg.py")
+    distributed.start(settings.device)  # an unknown or missing device stops here
     name = settings.sweep[0].partition("=")[0].replace("-", "_") if settings.sweep else None
     runs = vary(settings, tuple(SWEEPS))
-    if name in ("guidance", "strength") and settings.generated is not None:
+    if name in OF_IMAGES and settings.generated is None:
+        raise errors.InputError(f"--sweep {name}: is of generated images; give --generated")
+    if name in OF_FOLDERS and settings.generated is not None:
         runs = {v: replace(run, generated=run.generated / run.out.name) for v, run in runs.items()}
     cases, splits = open_data(settings)
     arms = choose_arms(settings.arms, settings.generated)

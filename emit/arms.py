@@ -106,7 +106,8 @@ class Generated:
     """The generated images of one fold, by case.  images(case ids, rng): one random image of each, (B, 1, S, S)."""
 
     def __init__(self, folder, size, limit=None):
-        self.folder, manifest = Path(folder), Path(folder) / "manifest.jsonl"
+        self.folder, self.manifest = Path(folder), Path(folder) / "manifest.jsonl"
+        manifest = self.manifest
         if not manifest.exists():
             raise InputError(f"{manifest}: is missing; run python -m emit.generate for this fold first")
         self.lines = [json.loads(line) for line in manifest.read_text().splitlines()]
@@ -147,6 +148,17 @@ class Generated:
                 "train without the test cases, on the same splits"
             )
 
+    def refuse_others(self, cases):
+        """Raise InputError where the generator was fine-tuned on the fold with more cases than these, which it so sees."""
+        known = {case.id for case in cases}
+        more = [case for case in self.by_case if case not in known]
+        if more:
+            raise InputError(
+                f"{self.folder}: holds images of {len(more)} training cases that this run leaves out, {more[0]} among them; "
+                "fine-tune and generate with the same --real-cases and splits"
+            )
+
     def _read(self, numbers):
         files = [self.folder / "images" / self.lines[number]["file"] for number in numbers]
-        return torch.stack([torch.as_tensor(decode(file) / 127.5 - 1, dtype=torch.float32)[None] for file in files])
+        pictures = [torch.as_tensor(decode(file) / 127.5 - 1, dtype=torch.float32) for file in files]
+        return torch.stack([(p.mean(-1) if p.ndim == 3 else p)[None] for p in pictures])  # colour: made with --no-grey

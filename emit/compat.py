@@ -1,7 +1,7 @@
 """The published habits that can be switched on, each alone, to measure what it does: --compat diffboost:NAME,NAME,...
 
 Each belongs to one program and is off by default; docs/paper.md says what stands in its place. The names that are on
-are kept in config.json, in the generator's manifest, and stamped on every figure.
+are kept in the generator's manifest and stamped on the report and on every figure; config.json keeps the words given.
 """
 
 from emit.errors import InputError

@@ -9,7 +9,15 @@ from emit.errors import InputError
 
 
 def sha256(path):
-    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    """Return the SHA-256 of a file, or of a folder, as 64 hexadecimal digits.
+
+    A folder's is that of the lines "hash  relative name" of all files below it, sorted by name: what the program
+    sha256sum prints for them.
+    """
+    path = Path(path)
+    if path.is_dir():
+        names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+        return hashlib.sha256(os.fsencode("".join(f"{sha256(path / name)}  {name}\n" for name in names))).hexdigest()
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

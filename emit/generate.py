@@ -26,6 +26,7 @@ from emit.files import sha256, write_atomic
 from emit.ledger import record
 from emit.model import EmitDiff, Sampling, find_edges, load_hed
 from emit.seeds import generator, seed_from
+from emit.training import distributed
 from emit.training.config import parse, save_config, setting, vary
 from emit.training.dataset import DataSettings, choose_folds, choose_training, open_data
 
@@ -41,12 +42,12 @@ class Settings(DataSettings):
     hed: Path = setting(source="[choice] stage 1's", help="HED weights")
     out: Path = setting(source="[choice] your folder", help="the output folder, new or with --resume")
     fold: str = setting("all", "[paper] one model per fold", help="all, or one fold number")
-    n: int = setting(3, "[authors' code]", paper=50, help="images per training case")
+    n: int = setting(3, "[choice] seconds; [authors' code]: 50", paper=50, help="images per training case", may_change=True)
     hint: Literal["hed+contour", "hed", "contour", "mask", "box"] = setting(
         "hed+contour", "[paper]", help="edge condition"
     )
     method: Literal["ddim", "ddpm", "dpmpp_2m"] = setting("ddim", "[authors' code]", help="sampler")
-    steps: int = setting(12, "[authors' code]", paper=20, help="denoising steps")
+    steps: int = setting(12, "[choice] seconds; [authors' code]: 20", paper=20, help="denoising steps")
     eta: float = setting(0.0, "[authors' code]", help="DDIM's noise, 0 to 1")
     spacing: Literal["trailing", "leading"] = setting(
         "trailing", "[choice] starts at the noisiest t", help="kept timesteps"
@@ -73,7 +74,7 @@ class Settings(DataSettings):
     sweep: tuple[str, ...] = setting(
         (), "[choice] none", help="guidance=V,V,... or strength=V,V,...: one set of images in --out for each value"
     )
-    batch: int = setting(32, "[choice] memory", paper=8, help="images at a time; changes nothing but speed")
+    batch: int = setting(32, "[choice] memory", paper=8, help="images at a time; changes nothing but speed", may_change=True)
     precision: Literal["float32", "bf16"] = setting("float32", "[authors' code]", help="of the forward passes")
     device: str = setting("cpu", "[choice] demo machine", paper="cuda", help="torch device", may_change=True)
     resume: bool = setting(False, "[choice] explicit", help="go on with the images in --out", may_change=True)
@@ -112,19 +113,30 @@ def to_bytes(image):
     return (image * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
 
 
+def read_manifest(folder):
+    """Return the entries of a fold's manifest ([]: none yet), without a last line that a kill cut off."""
+    entries, manifest = [], folder / "manifest.jsonl"
+    for line in manifest.read_text().splitlines() if manifest.exists() else []:
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return entries
+
+
 def generate_fold(model, hed, cases, classes, settings, habits, folder, weights):
     """Make every image of one fold that the manifest does not hold yet; each line is written after its files."""
-    manifest = folder / "manifest.jsonl"
-    lines = [json.loads(line) for line in manifest.read_text().splitlines()] if manifest.exists() else []
-    if lines and not settings.resume:
-        raise errors.InputError(f"{folder}: already holds images; go on with --resume or choose another folder")
+    manifest, lines = folder / "manifest.jsonl", read_manifest(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(manifest, lambda temporary: temporary.write_text("".join(json.dumps(line) + "\n" for line in lines)))
     pictures = Pictures(cases, settings.size)
     sampling = Sampling(**{name: getattr(settings, name) for name in Sampling.__dataclass_fields__})
     jobs = plan(pictures, settings, habits, {(line["case"], line["index"]) for line in lines})
+    reading = {name: getattr(settings, name) for name in ("layout", "window", "channel", "axis", "labels")}
     sources = {case.id: sha256(case.path) for case in cases}
-    folder.mkdir(parents=True, exist_ok=True)
+    device = next(model.unet.parameters()).device
     bar = tqdm(total=len(jobs), desc=folder.name, unit="image")
-    autocast = torch.autocast(settings.device, torch.bfloat16, enabled=settings.precision == "bf16")
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
     with open(manifest, "a") as log, autocast, bar:
         for start in range(0, len(jobs), settings.batch):
             numbers, indices, prompts, seeds = zip(*jobs[start : start + settings.batch], strict=True)
@@ -145,7 +157,7 @@ def generate_fold(model, hed, cases, classes, settings, habits, folder, weights)
                 line |= {"sampling": asdict(sampling), "precision": settings.precision}
                 line |= {"edge_agreement": round(agreement[row].item(), 4)}
                 line |= {"weights": weights, "source": sources[case.id], "classes": classes, "synthetic": True}
-                line |= {"compat": habits}
+                line |= {"compat": habits, "reading": reading}
                 log.write(json.dumps(line) + "\n")
             log.flush()
             bar.update(len(numbers))
@@ -161,20 +173,24 @@ def main():
     runs = vary(settings, ("guidance", "strength"))
     cases, splits = open_data(settings)
     folds = choose_folds(settings.fold, splits)
+    device = distributed.start(settings.device)
     hed, hed_header = load_hed(settings.hed)
     files = {f"fold{fold}": settings.finetuned / f"fold{fold}" / "controlnet.safetensors" for fold in folds}
     for controlnet in files.values():  # all can be read, before anything is written
         checkpoints.read(controlnet)
     model, headers = EmitDiff.load(settings.model, files[f"fold{folds[0]}"])
+    for folder in [run.out / f"fold{fold}" for run in runs.values() for fold in folds]:
+        if not settings.resume and read_manifest(folder):
+            raise errors.InputError(f"{folder}: already holds images; go on with --resume or choose another folder")
     for run in runs.values():
         save_config(run.out, run, {"model": settings.model, "hed": settings.hed, **files})
         write_splits(run.out / "splits.json", splits)
-    shared = {"model": sha256(settings.model), "hed": sha256(settings.hed)} if settings.model.is_file() else {}
+    shared = {"model": sha256(settings.model), "hed": sha256(settings.hed)}
     for fold in folds:
         controlnet = files[f"fold{fold}"]
         if fold != folds[0]:
             model, headers = EmitDiff.load(settings.model, controlnet)
-        model.to(settings.device).requires_grad_(False), hed.to(settings.device)
+        model.to(device).requires_grad_(False), hed.to(device)
         weights = {**shared, "controlnet": sha256(controlnet)}
         training = choose_training(cases, splits[fold], settings)
         for run in runs.values():

@@ -1,4 +1,7 @@
-"""The leak ledger: which cases a checkpoint, and every checkpoint it came from, has seen, by id and by content."""
+"""The leak ledger: which cases a checkpoint, and every checkpoint it came from, has seen.
+
+A case is recognised by its content alone. Ids only name what was found: "0001" of another data set is another case.
+"""
 
 from emit.data.splits import content_hash
 
@@ -15,7 +18,11 @@ def record(stage, cases, ancestors=()):
 
 
 def find_leaks(header, cases):
-    """Return (case id, stage, id under which it was seen) for every case whose content the checkpoint has seen."""
+    """Return (case id, stage, id under which it was seen) for every case whose content the checkpoint has seen.
+
+    Content is the picture as it was read: a near-duplicate, or a slice read with another window, channel or axis, is
+    not found.
+    """
     leaks = []
     for case in cases:
         fingerprint = content_hash(case)

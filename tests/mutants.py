@@ -1,6 +1,7 @@
 """One-line faults that the tests must notice: (file, what stands there, what is put in its place, the test that fails)."""
 
 LAYERS, VAE, UNET = "emit/networks/layers.py", "emit/networks/vae.py", "emit/networks/unet.py"
+SEG, COMPARISON = "train_seg.py", "tests/test_train_seg.py"
 CONTROLNET, TEXT, MODEL = "emit/networks/controlnet.py", "emit/networks/text.py", "emit/model.py"
 SCHEDULE, SAMPLERS, GUIDANCE = (f"emit/diffusion/{name}.py" for name in ("schedule", "samplers", "guidance"))
 OBJECTIVE, HED = "emit/diffusion/objective.py", "emit/networks/hed.py"
@@ -206,4 +207,13 @@ MUTANTS = [
     (REPORT, '["case_spread"] / math.sqrt(found["cases"])', '["case_spread"]', "tests/evaluation/test_report.py"),
     ("emit/evaluation/fidelity.py", 'found["nearest"] == np', 'found["nearest"] != np', "tests/evaluation/test_fidelity.py"),
     ("emit/evaluation/fidelity.py", "if len(samples) > 1]", "]", "tests/evaluation/test_fidelity.py"),
+    # the comparison
+    (SEG, "merge(image, other, real)", "merge(other, image, real)", COMPARISON),
+    (SEG, "for ids in (split.validation, split.test))", "for ids in (split.test, split.test))", COMPARISON),
+    (SEG, "whole.setdefault(case.volume or case.id", "whole.setdefault(case.id", COMPARISON),
+    (SEG, 'shuffle="no_shuffle" not in compat', "shuffle=True", COMPARISON),
+    (SEG, '"fake_pixel" in compat), (fake, True)', "False), (fake, True)", COMPARISON),
+    (SEG, 'if "select_on_test" in compat:', "if False:", COMPARISON),
+    (SEG, "slices.sort(key=lambda entry: entry[0].index)", "pass", COMPARISON),
+    (SEG, "torch.where(real.to(device), network(image", "torch.where(~real.to(device), network(image", COMPARISON),
 ]

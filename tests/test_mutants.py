@@ -16,11 +16,12 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """A copy of the repository's code and tests."""
+    """A copy of the repository's code, scripts and tests."""
     folder = tmp_path_factory.mktemp("copy")
     for name in ("emit", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", folder)
+    for path in (ROOT / "pyproject.toml", *ROOT.glob("*.py")):
+        shutil.copy(path, folder)
     return folder
 
 

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import re
+import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +14,12 @@ import train_finetune
 import train_pretrain
 import train_seg
 from emit import generate
+from emit.arms import Generated
+from emit.data.cases import read_cases
 from emit.data.images import decode
 from emit.data.phantom import write_phantoms
 from emit.errors import InputError
+from emit.ledger import record
 
 SHORT = ["--steps", 4, "--batch", 4, "--warmup", 1, "--select-every", 2]
 
@@ -87,6 +93,63 @@ def test_used_folders_are_refused_and_nothing_changes(folder, monkeypatch):
     assert files == {path: path.stat().st_mtime_ns for path in (folder / "seg").rglob("*") if path.is_file()}
 
 
+def test_a_test_case_that_the_generator_saw_stops_the_comparison(folder, monkeypatch):
+    """Planted in fold 1's ledger under another name: refused by its content, before anything is written."""
+    leaky = folder / "leaky"
+    shutil.copytree(folder / "made", leaky)
+    path = leaky / "fold1" / "ledger.json"
+    ledger, splits = json.loads(path.read_text()), json.loads((leaky / "splits.json").read_text())
+    case = next(c for c in read_cases(folder / "phantoms" / "BUSI").cases if c.id == splits[1]["test"][0])
+    ledger["ancestry"] += record("pre-training", [replace(case, id="harmless")])["ancestry"]
+    path.write_text(json.dumps(ledger))
+    labelled = ["--data", folder / "phantoms" / "BUSI", "--size", 32, "--folds", 2]
+    with pytest.raises(InputError, match=re.escape(case.id)):
+        call(monkeypatch, train_seg, *labelled, "--generated", leaky, "--out", folder / "leaked", "--arms", "ours", *SHORT)
+    assert not (folder / "leaked").exists()
+
+
+def test_a_used_generator_folder_is_refused_unchanged_and_resumes_with_the_same_settings_alone(folder, monkeypatch):
+    labelled = ["--data", folder / "phantoms" / "BUSI", "--size", 32, "--folds", 2]
+    model = ["--model", folder / "pre" / "model.safetensors", "--hed", folder / "pre" / "hed.safetensors"]
+    out = folder / "used"
+    shutil.copytree(folder / "made", out)
+    files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    command = [*labelled, *model, "--finetuned", folder / "fine", "--out", out, "--steps", 2]
+    for change in (["--n", 2], ["--n", 2, "--compat", "diffboost"], ["--n", 2, "--resume", "--guidance", 3]):
+        with pytest.raises(InputError):
+            call(monkeypatch, generate, *command, *change)
+        assert files == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    manifest = out / "fold1" / "manifest.jsonl"
+    manifest.write_bytes(files[manifest][:-20])  # a kill cut the last line
+    call(monkeypatch, generate, *command, "--n", 2, "--resume")
+    assert manifest.read_bytes() == files[manifest]
+
+
+def test_colour_images_are_read_as_grey(folder, monkeypatch):
+    labelled = ["--data", folder / "phantoms" / "BUSI", "--size", 32, "--folds", 2, "--fold", 0]
+    model = ["--model", folder / "pre" / "model.safetensors", "--hed", folder / "pre" / "hed.safetensors"]
+    made = ["--finetuned", folder / "fine", "--out", folder / "colour", "--n", 1, "--steps", 2, "--no-grey"]
+    call(monkeypatch, generate, *labelled, *model, *made)
+    generated = Generated(folder / "colour" / "fold0", 32)
+    _, image, _ = next(generated.pairs())
+    stored = decode(folder / "colour" / "fold0" / "images" / generated.lines[0]["file"])
+    assert stored.shape == (32, 32, 3) and image.shape == (1, 1, 32, 32)
+    assert torch.allclose(image[0, 0], torch.as_tensor(stored / 127.5 - 1).float().mean(-1), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["n=1,2", "guidance=1,2"])
+def test_a_sweep_of_generated_images_needs_them(folder, monkeypatch, name):
+    with pytest.raises(InputError, match="give --generated"):
+        call(monkeypatch, train_seg, "--data", folder / "phantoms" / "BUSI", "--out", folder / "none", "--sweep", name)
+
+
+def test_fewer_real_cases_than_the_generator_saw_are_refused(folder, monkeypatch):
+    """Else the arms with generated images would know cases that the others do not."""
+    labelled = ["--data", folder / "phantoms" / "BUSI", "--size", 32, "--folds", 2, "--real-cases", 3]
+    with pytest.raises(InputError, match="leaves out"):
+        call(monkeypatch, train_seg, *labelled, "--generated", folder / "made", "--out", folder / "fewer", *SHORT)
+
+
 def test_arms_share_every_setting_of_the_run(folder):
     states = [torch.load(folder / "seg" / arm / "fold0_seed0" / "state.pt", weights_only=True) for arm in ("baseline", "ours")]
     assert states[0]["settings"] == states[1]["settings"]
@@ -132,7 +195,7 @@ def test_a_sweep_over_the_generators_settings_reaches_the_segmenter(folder, monk
     scores = [json.loads((place / "scores.json").read_text()) for place in (first, second)]
     assert scores[0]["rows"] == scores[1]["rows"]
     assert not are_equal(read_weights(without, "ours"), read_weights(full, "ours"))
-    assert (out / "sweep.png").exists() and "diffboost:one_seed" in (full / "report.html").read_text()
+    assert (out / "sweep.png").exists() and "published habits on: one_seed" in (full / "report.html").read_text()
     lines = (folder / "swept" / "strength_0" / "fold0" / "manifest.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["sampling"]["strength"] == 0 and json.loads(lines[0])["compat"] == ["one_seed"]
     assert len({json.loads(line)["seed"] for line in lines}) == 1

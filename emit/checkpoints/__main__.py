@@ -30,9 +30,9 @@ def inspect(checkpoint):
 
 
 def export(checkpoint, layout, target):
-    """Write a checkpoint's parts in a layout, with its sizes and what it was made from in the header."""
+    """Write a checkpoint's parts in a layout, with its header and, under "made_from", the files it was made from."""
     made_from = [{"file": file.name, "sha256": sha256(file)} for file in checkpoint.files]
-    header = {**checkpoint.header, "ancestry": [*checkpoint.header.get("ancestry", []), *made_from]}
+    header = {**checkpoint.header, "made_from": [*checkpoint.header.get("made_from", []), *made_from]}
     if layout == "single":
         write_single(target, checkpoint.parts, {**header, "config": checkpoint.config})
         left = []

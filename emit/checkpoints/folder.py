@@ -33,7 +33,7 @@ def read_folder(path):
             raise InputError(f"{path}: {kind}; {EXPECTED}")
     found = [read_part(path / name) for name in FOLDERS if (path / name).is_dir()] or [read_part(path)]
     parts = {name: tensors for one in found for name, tensors in one.parts.items()}
-    header = next((one.header for one in found if one.header), {})
+    header = join_headers([one.header for one in found])
     versions = {one.version for one in found} - {"sd"} or {"sd"}
     version = versions.pop() if len(versions) == 1 else "emit"
     config = header.get("config") or configs.merge([one.config for one in found])
@@ -55,16 +55,28 @@ def read_part(folder):
     """Read one part: one file, or the shards that an index lists."""
     indexes = sorted(folder.glob("*.index*.json"))
     files, listed = shards(indexes[0]) if indexes else ([weight_file(folder)], None)
-    tensors, header, remarks = {}, {}, []
+    tensors, headers, remarks = {}, [], []
     for file in files:
         more, metadata, said = read_tensors(file)
-        tensors, header, remarks = {**tensors, **more}, header or header_of(file, metadata), remarks + said
+        tensors, remarks = {**tensors, **more}, remarks + said
+        headers.append(header_of(file, metadata))
+    header = join_headers(headers)
     if listed is not None and listed != set(tensors):
         names = sorted(listed ^ set(tensors))
         raise InputError(f"{indexes[0]}: {len(names)} tensors not as listed, such as {names[0]}; fetch it again")
     checkpoint = interpret(folder, tensors, header, remarks)
     config = checkpoint.config if header else configs.refine(folder / "config.json", checkpoint.config)
     return replace(checkpoint, config=config, files=files)
+
+
+def join_headers(headers):
+    """Return the first header that is not empty, with what all of them say of their descent, each entry once."""
+    joined = dict(next(filter(None, headers), {}))
+    for key in ("ancestry", "made_from"):
+        entries = [entry for header in headers for entry in header.get(key, [])]
+        if entries:
+            joined[key] = [entry for place, entry in enumerate(entries) if entry not in entries[:place]]
+    return joined
 
 
 def weight_file(folder):

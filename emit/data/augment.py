@@ -202,9 +202,8 @@ def draw_patches(count, size, alpha, patch, rng):
     return cells.repeat_interleave(patch, dim=2).repeat_interleave(patch, dim=3)
 
 
-def merge_patches(real, generated, alpha, patch, rng):
-    """m real + (1 - m) generated, both (B, C, H, W), m from draw_patches: inputs are mixed   (paper, Algorithm 1)."""
-    real_here = draw_patches(len(real), real.shape[-2:], alpha, patch, rng).to(real.device)
+def merge(real, generated, real_here):
+    """m real + (1 - m) generated, both (B, C, H, W), m boolean as of draw_patches: inputs are mixed   (paper, Algorithm 1)."""
     return torch.where(real_here, real, generated)
 
 

@@ -133,7 +133,8 @@ def explain_leaks(cases, splits, settings):
     return [
         *words,
         "The content of every test case is looked for among all cases that the generator of its fold, or any model it came "
-        "from, was trained on. Weights without a ledger, such as public ones, cannot be checked.",
+        "from, was trained on. Near-duplicates, and slices that were read there with another window, channel or axis, "
+        "are not recognised. Weights without a ledger, such as public ones, cannot be checked.",
     ]
 
 

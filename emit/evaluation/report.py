@@ -15,6 +15,7 @@ import numpy as np
 import scipy
 import torch
 
+from emit.compat import read_compat
 from emit.evaluation.figures import save_sweep
 from emit.evaluation.illustrate import illustrate
 from emit.evaluation.metrics import KINDS, POLICIES, policies, summarise
@@ -61,10 +62,12 @@ def write_report(folder, rows, fake_pixel_rows, cases, splits, settings, classic
 
 def find_habits(settings):
     """Return the published habits that are on: this run's and those of the generator that it used."""
+    habits = list(read_compat(settings.compat, "train_seg.py"))
     config = None if settings.generated is None else settings.generated / "config.json"
-    if config is None or not config.exists():
-        return list(settings.compat)
-    return [*settings.compat, *json.loads(config.read_text())["settings"].get("compat", [])]
+    if config is not None and config.exists():
+        words = json.loads(config.read_text())["settings"].get("compat", [])
+        habits += read_compat(words, "emit.generate")
+    return habits
 
 
 def write_sweep(folder, results, label):
@@ -143,9 +146,11 @@ def describe_arm(arm, rows, fake_rows):
 def describe_fidelity(rows):
     """Summarise mask fidelity by class: {"scores", "sentences"}; no sentence where nothing was measured."""
     summary = summarise(rows)
+    count = len({(row.get("fold"), row["image"]) for row in rows})
     sentences = [
-        f"Mask fidelity, {name}: the baseline's segmenters find the mask that was asked for in {entry['cases']} generated "
-        f"images with Dice {show(entry['scores']['dice']['mean'])} +- {show(entry['scores']['dice']['spread'])}."
+        f"Mask fidelity, {name}: the baseline's segmenters, which learned from the real images of the same cases, find the "
+        f"mask that was asked for in {count} generated images with Dice "
+        f"{show(entry['scores']['dice']['mean'])} +- {show(entry['scores']['dice']['spread'])}."
         for name, entry in summary.items()
     ]
     return {"scores": summary, "sentences": sentences}

@@ -50,7 +50,7 @@ def small():
 def header():
     """The header that such a model's own file has."""
     config = {"unet": asdict(UNET), "vae": asdict(VAE), "text": asdict(TEXT), "version": "sd1", "prediction": "eps"}
-    return json.loads(json.dumps({"config": config, "ancestry": [{"file": "parent", "sha256": "0" * 64}]}))
+    return json.loads(json.dumps({"config": config, "ancestry": [{"stage": "hed", "cases": {"a": "0" * 64}}]}))
 
 
 @pytest.fixture

@@ -254,8 +254,8 @@ def test_command_line_exports_there_and_back(tmp_path, small, header, same, monk
     assert "left out, for want of a place in this layout: hed, hed_v11" in capsys.readouterr().out
     found = checkpoints.read(second)
     same(found.parts, {part: small[part] for part in ("unet", "vae", "text", "controlnet")})
-    ancestry = found.header["ancestry"]
-    assert ancestry[:2] == [*header["ancestry"], {"file": "first.safetensors", "sha256": sha256(first)}]
+    made_from = [{"file": file.name, "sha256": sha256(file)} for file in [first, *checkpoints.read(folder).files]]
+    assert (found.header["ancestry"], found.header["made_from"]) == (header["ancestry"], made_from)
     with safe_open(second, "pt") as opened:
         assert json.loads(opened.metadata()["emit"])["config"] == header["config"]
 

@@ -14,7 +14,7 @@ from emit.data.augment import (
     draw_displacement,
     draw_patches,
     lower_resolution,
-    merge_patches,
+    merge,
     scale_contrast,
 )
 from emit.errors import InputError
@@ -331,7 +331,7 @@ def test_nnunet_returns_to_the_images_own_intensities():
 @pytest.mark.parametrize("shape", [(12, 12), (8, 12)])
 def test_merge_is_algorithm_1(shape):
     real, generated = torch.randn(2, 5, 3, *shape, generator=rng(1))
-    merged = merge_patches(real, generated, 0.6, 4, rng(7))
+    merged = merge(real, generated, draw_patches(5, shape, 0.6, 4, rng(7)))
     cells = torch.rand(5, 1, shape[0] // 4, shape[1] // 4, generator=rng(7))
     for b in range(5):
         for row in range(shape[0]):
@@ -342,10 +342,10 @@ def test_merge_is_algorithm_1(shape):
 
 def test_merge_ends_and_share():
     real, generated = torch.ones(1000, 1, 12, 12), torch.zeros(1000, 1, 12, 12)
-    assert torch.equal(merge_patches(real, generated, 1.0, 2, rng()), real)
-    assert torch.equal(merge_patches(real, generated, 0.0, 2, rng()), generated)
+    for alpha, expected in ((1.0, real), (0.0, generated)):
+        assert torch.equal(merge(real, generated, draw_patches(1000, (12, 12), alpha, 2, rng())), expected)
     for alpha in (0.2, 0.6):
-        share = merge_patches(real, generated, alpha, 2, rng()).mean().item()
+        share = merge(real, generated, draw_patches(1000, (12, 12), alpha, 2, rng())).mean().item()
         assert abs(share - alpha) < 4 * math.sqrt(alpha * (1 - alpha) / 36000)  # 36 cells in each of 1000
     drawn = draw_patches(1000, (12, 12), 0.6, 2, rng())
     assert drawn.shape == (1000, 1, 12, 12) and len(drawn.flatten(1).unique(dim=0)) > 990  # each sample its own
