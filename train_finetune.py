@@ -20,8 +20,9 @@ from emit.ledger import record
 from emit.model import EmitDiff, drop_captions, find_edges, load_hed
 from emit.probes import condition_losses, save_samples
 from emit.seeds import generator
+from emit.training import distributed
 from emit.training.config import parse, save_config, setting
-from emit.training.dataset import DataSettings, choose_folds, choose_training, open_data
+from emit.training.dataset import DataSettings, check_size, choose_folds, choose_training, open_data
 from emit.training.loop import Run
 
 
@@ -38,28 +39,46 @@ class Settings(DataSettings):
         "hed+contour", "[paper]", help="edge condition"
     )
     steps: int = setting(
-        200, "[choice] a minute", paper=5000, help="steps ([paper]: 100 epochs; [authors' code]: 400-1600)"
+        200, "[choice] a minute; [paper]: 100 epochs; [authors' code]: 400-1600 epochs", paper=5000, help="steps", low=1
     )
-    batch: int = setting(16, "[authors' code]; [paper] says 48", paper=32, help="images per step")
-    lr: float = setting(2e-3, "[paper]", paper=1e-6, help="learning rate of AdamW")
+    batch: int = setting(
+        16, "[choice] CPU minutes; [authors' code]: 32; [paper]: 48", paper=32, help="images per step", low=1
+    )
+    lr: float = setting(2e-3, "[choice] few steps; [paper]: 1e-6", paper=1e-6, help="learning rate of AdamW", above=0)
     caption_dropout: float = setting(
-        0.1, "[choice] guidance needs an unconditional model", help="share of empty prompts"
+        0.1, "[choice] guidance needs an unconditional model", help="share of empty prompts", low=0, high=1
     )
     degrees: float = setting(
-        20.0, "[authors' code]", help="rotation U(-degrees, degrees), image, edge and mask together"
+        20.0, "[authors' code]", help="rotation U(-degrees, degrees), image, edge and mask together", low=0, high=180
     )
-    window_low: float = setting(0.75, "[authors' code]", help="smallest centre crop, as a share of the side")
-    window_high: float = setting(1.05, "[authors' code]", help="largest, above 1 pads")
-    ema: float = setting(0.98, "[choice] few steps", paper=0.0, help="decay of the weight average (0: none)")
-    warmup: int = setting(10, "[choice] stable start", help="steps of linear warm-up")
-    accumulate: int = setting(1, "[choice] memory", paper=4, help="forward passes per step")
+    window_low: float = setting(0.75, "[authors' code]", help="smallest centre crop, as a share of the side", above=0)
+    window_high: float = setting(1.05, "[authors' code]", help="largest, above 1 pads", above=0)
+    ema: float = setting(
+        0.98,
+        "[choice] few steps; [authors' code]: none",
+        paper=0.0,
+        help="decay of the weight average (0: none)",
+        low=0,
+        below=1,
+    )
+    warmup: int = setting(10, "[choice] stable start", help="steps of linear warm-up", low=0)
+    schedule: Literal["constant", "cosine"] = setting(
+        "constant", "[choice] [paper] names none", help="learning rate after the warm-up"
+    )
+    clip: float | None = setting(1.0, "[choice] no step runs away", help="largest gradient norm", above=0)
+    weight_decay: float = setting(0.01, "[choice] AdamW's own", help="of AdamW", low=0)
+    accumulate: int = setting(1, "[choice] memory", paper=4, help="forward passes per step", low=1)
     precision: Literal["float32", "bf16"] = setting("float32", "[authors' code]", help="of the forward passes")
     device: str = setting("cpu", "[choice] demo machine", paper="cuda", help="torch device", may_change=True)
-    log_every: int = setting(20, "[choice] readable log", paper=100, help="steps between log lines", may_change=True)
-    probe_every: int = setting(
-        0, "[choice] at the end alone", paper=500, help="steps between losses with wrong conditions"
+    log_every: int = setting(
+        20, "[choice] readable log", paper=100, help="steps between log lines", may_change=True, low=1
     )
-    save_every: int = setting(500, "[choice] minutes lost at most", help="steps between checkpoints", may_change=True)
+    probe_every: int = setting(
+        0, "[choice] at the end alone", paper=500, help="steps between losses with wrong conditions", low=0
+    )
+    save_every: int = setting(
+        500, "[choice] minutes lost at most", help="steps between checkpoints", may_change=True, low=1
+    )
     resume: bool = setting(False, "[choice] explicit", help="go on with the run in --out", may_change=True)
 
 
@@ -70,7 +89,8 @@ def train_fold(model, hed, cases, classes, settings, folder):
     model.requires_grad_(False)
     model.controlnet.requires_grad_(True)
     options = {name: getattr(settings, name) for name in ("steps", "batch", "lr", "seed", "warmup", "accumulate")}
-    options |= {name: getattr(settings, name) for name in ("precision", "log_every", "save_every", "resume")}
+    options |= {name: getattr(settings, name) for name in ("schedule", "clip", "weight_decay", "precision")}
+    options |= {name: getattr(settings, name) for name in ("log_every", "save_every", "resume")}
     run = Run(folder, {"controlnet": model.controlnet}, ema=settings.ema or None, name=folder.name, **options)
 
     def load(indices, rng):
@@ -98,30 +118,39 @@ def train_fold(model, hed, cases, classes, settings, folder):
         run.update(loss.mean(), **loss_by_quartile(loss.detach(), t, model.schedule.T), **probes)
     run.finish()
     hints = Memo(lambda i: make_hint(settings.hint, pictures.mask(i), edges(i), len(classes)))
-    save_samples(model, pictures, hints, folder / "samples.png", settings.seed, text_alone=0)
+    if distributed.rank() == 0:
+        save_samples(model, pictures, hints, folder / "samples.png", settings.seed, text_alone=0)
     return condition_losses(model, *fixed, generator(settings.seed, "probe t"))
 
 
 def main():
-    """Fine-tune one ControlNet per fold."""
+    """Fine-tune one ControlNet per fold; under torchrun rank 0 alone writes and prints."""
     settings = parse(Settings)
+    if settings.window_low > settings.window_high:
+        words = f"is {settings.window_low}, and --window-high {settings.window_high}"
+        raise errors.InputError(f"--window-low: {words}; give the smaller one as --window-low")
+    device = distributed.start(settings.device)
     cases, splits = open_data(settings)
     folds = choose_folds(settings.fold, splits)
     hed, hed_header = load_hed(settings.hed)
     model, headers = EmitDiff.load(settings.model, settings.controlnet)
-    model.to(settings.device), hed.to(settings.device)
+    check_size(settings.size, model.sizes)
+    model.to(device), hed.to(device)
     start = {name: value.clone() for name, value in model.controlnet.state_dict().items()}
     files = {"model": settings.model, "controlnet": settings.controlnet, "hed": settings.hed}
     save_config(settings.out, settings, files)
-    write_splits(settings.out / "splits.json", splits)
+    if distributed.rank() == 0:
+        write_splits(settings.out / "splits.json", splits)
     for fold in folds:
         model.controlnet.load_state_dict(start)
         training = choose_training(cases, splits[fold], settings)
         folder = settings.out / f"fold{fold}"
         losses = train_fold(model, hed, training, cases.classes, settings, folder)
         header = record(f"fine-tuning, fold {fold}", training, [hed_header, *headers])
-        model.save(folder / "controlnet.safetensors", header | {"losses": losses}, ["controlnet"])
-        print(f"{folder}: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
+        if distributed.rank() == 0:
+            model.save(folder / "controlnet.safetensors", header | {"losses": losses}, ["controlnet"])
+            print(f"{folder}: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
+    distributed.stop()
 
 
 if __name__ == "__main__":

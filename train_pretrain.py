@@ -1,10 +1,11 @@
 """Stage 1: autoencoder, HED, text-conditioned UNet, and the ControlNet on the frozen UNet.
 
-Each part is skipped when its weights are given: with --weights (Stable Diffusion) and --hed only the ControlNet is
-trained, as in the paper. Writes model.safetensors (original Stable Diffusion layout) and hed.safetensors.
+Each part is skipped when its weights are given: --hed, --vae (the autoencoder) or --weights (Stable Diffusion:
+autoencoder and UNet). With --weights and --hed only the ControlNet is trained, as in the paper. Writes
+model.safetensors (original Stable Diffusion layout) and hed.safetensors.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -21,8 +22,12 @@ from emit.ledger import record
 from emit.model import DEMO_HED, EmitDiff, demo_sizes, drop_captions, find_edges, load_hed
 from emit.networks.hed import HED, class_balanced_loss
 from emit.probes import save_samples
+from emit.training import distributed
 from emit.training.config import parse, save_config, setting
-from emit.training.loop import Run
+from emit.training.dataset import check_size
+from emit.training.loop import Run, check_options
+
+GIVEN_BY = {"hed": "--hed", "vae": "--vae or --weights", "unet": "--weights"}  # instead of training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,64 +40,112 @@ class Settings:
     weights: Path | None = setting(
         None, "[choice] demo trains all", help="Stable Diffusion file or folder; skips VAE, UNet"
     )
+    vae: Path | None = setting(None, "[choice] demo trains it", help="model of the same --size; skips the VAE alone")
     hed: Path | None = setting(None, "[choice] demo trains it", help="HED weights; skips its training")
-    size: int = setting(64, "[authors' code]", paper=256, help="side of the square images in pixels")
+    size: int = setting(
+        64, "[choice] CPU minutes; [authors' code]: 256", paper=256, help="side of the square images in pixels", low=16
+    )
     seed: int = setting(0, "[choice] any number", help="seed of initialisation, order and draws")
 
-    vae_steps: int = setting(900, "[choice] less than two minutes on two cores", paper=0, help="autoencoder steps")
-    vae_batch: int = setting(4, "[choice] as above", help="autoencoder batch")
-    vae_lr: float = setting(2e-3, "[choice] small network, few steps", help="autoencoder learning rate")
-    kl_weight: float = setting(1e-5, "[choice] smoother latents; [SD 1.5]: 1e-6", help="weight of the KL term")
-    hed_steps: int = setting(400, "[choice] half a minute", paper=0, help="HED steps")
-    hed_batch: int = setting(8, "[choice] as above", help="HED batch")
-    hed_lr: float = setting(3e-3, "[choice] from scratch", help="HED learning rate")
-    unet_steps: int = setting(1000, "[choice] two minutes", paper=0, help="UNet steps")
-    unet_batch: int = setting(16, "[choice] as above", help="UNet batch")
-    unet_lr: float = setting(2e-3, "[choice] small network, few steps", help="UNet learning rate")
-    control_steps: int = setting(700, "[choice] two minutes", paper=100_000, help="ControlNet steps")
-    control_batch: int = setting(16, "[authors' code] 48 x 4; [paper] says 384", paper=192, help="ControlNet batch")
-    control_lr: float = setting(3e-3, "[paper]", paper=1e-5, help="ControlNet learning rate")
-    caption_dropout: float = setting(
-        0.1, "[choice] guidance needs an unconditional model", help="share of empty prompts"
+    vae_steps: int = setting(900, "[choice] less than two minutes on two cores", paper=0, help="autoencoder steps", low=0)
+    vae_batch: int = setting(4, "[choice] as above", help="autoencoder batch", low=1)
+    vae_lr: float = setting(2e-3, "[choice] small network, few steps", help="autoencoder learning rate", above=0)
+    kl_weight: float = setting(1e-5, "[choice] smoother latents; [SD 1.5]: 1e-6", help="weight of the KL term", low=0)
+    hed_steps: int = setting(400, "[choice] half a minute", paper=0, help="HED steps", low=0)
+    hed_batch: int = setting(8, "[choice] as above", help="HED batch", low=1)
+    hed_lr: float = setting(3e-3, "[choice] from scratch", help="HED learning rate", above=0)
+    unet_steps: int = setting(1000, "[choice] two minutes", paper=0, help="UNet steps", low=0)
+    unet_batch: int = setting(16, "[choice] as above", help="UNet batch", low=1)
+    unet_lr: float = setting(2e-3, "[choice] small network, few steps", help="UNet learning rate", above=0)
+    control_steps: int = setting(
+        700, "[choice] two minutes; [paper]: 7 days", paper=100_000, help="ControlNet steps", low=1
     )
-    ema: float = setting(0.99, "[choice] few steps", paper=0.0, help="decay of the weight average (0: none)")
-    warmup: int = setting(20, "[choice] stable start", help="steps of linear warm-up")
-    accumulate: int = setting(1, "[choice] memory", paper=4, help="forward passes per step of UNet and ControlNet")
+    control_batch: int = setting(
+        16, "[choice] CPU minutes; [authors' code]: 48 x 4; [paper]: 384", paper=192, help="ControlNet batch", low=1
+    )
+    control_lr: float = setting(
+        3e-3, "[choice] few steps; [paper]: 1e-5", paper=1e-5, help="ControlNet learning rate", above=0
+    )
+    caption_dropout: float = setting(
+        0.1, "[choice] guidance needs an unconditional model", help="share of empty prompts", low=0, high=1
+    )
+    ema: float = setting(
+        0.99,
+        "[choice] few steps; [authors' code]: none",
+        paper=0.0,
+        help="decay of the weight average (0: none)",
+        low=0,
+        below=1,
+    )
+    warmup: int = setting(20, "[choice] stable start", help="steps of linear warm-up", low=0)
+    schedule: Literal["cosine", "constant"] = setting(
+        "cosine", "[choice] few steps; [paper] names none", paper="constant", help="learning rate after the warm-up"
+    )
+    clip: float | None = setting(1.0, "[choice] no step runs away", help="largest gradient norm", above=0)
+    weight_decay: float = setting(0.01, "[choice] AdamW's own", help="of AdamW", low=0)
+    accumulate: int = setting(
+        1, "[choice] memory", paper=4, help="forward passes per step of UNet and ControlNet", low=1
+    )
     precision: Literal["float32", "bf16"] = setting("float32", "[authors' code]", help="of the forward passes")
     device: str = setting("cpu", "[choice] demo machine", paper="cuda", help="torch device", may_change=True)
-    log_every: int = setting(20, "[choice] readable log", paper=100, help="steps between log lines", may_change=True)
-    save_every: int = setting(500, "[choice] minutes lost at most", paper=1000, help="steps between checkpoints", may_change=True)
+    log_every: int = setting(
+        20, "[choice] readable log", paper=100, help="steps between log lines", may_change=True, low=1
+    )
+    save_every: int = setting(
+        500, "[choice] minutes lost at most", paper=1000, help="steps between checkpoints", may_change=True, low=1
+    )
     sample_every: int = setting(
-        0, "[choice] at the end alone", paper=2000, help="steps between sample grids (0: at the end)"
+        0, "[choice] at the end alone", paper=2000, help="steps between sample grids (0: at the end)", low=0
     )
     resume: bool = setting(False, "[choice] explicit", help="go on with the run in --out", may_change=True)
 
 
-def open_run(settings, part, modules, steps, batch, lr, **options):
+def run_options(settings, part):
+    """Return the options of one part's Run."""
+    shared = ("seed", "warmup", "schedule", "clip", "weight_decay", "precision", "log_every", "save_every", "resume")
+    options = {name: getattr(settings, name) for name in shared}
+    own = "control" if part == "controlnet" else part
+    options |= {name: getattr(settings, f"{own}_{name}") for name in ("steps", "batch", "lr")}
+    accumulate = settings.accumulate if part in ("unet", "controlnet") else 1
+    return options | {"accumulate": accumulate, "ema": settings.ema or None, "name": part}
+
+
+def open_run(settings, part, modules):
     """Start one part's run in its own folder under the run folder."""
-    return Run(
-        settings.out / part,
-        modules,
-        steps=steps,
-        batch=batch,
-        lr=lr,
-        seed=settings.seed,
-        ema=settings.ema or None,
-        warmup=settings.warmup,
-        schedule="cosine",
-        precision=settings.precision,
-        log_every=settings.log_every,
-        save_every=settings.save_every,
-        resume=settings.resume,
-        name=part,
-        **options,
-    )
+    return Run(settings.out / part, modules, **run_options(settings, part))
+
+
+def choose_parts(settings):
+    """Return the parts to train, in order, after looking whether every one of them can be: later, hours are lost."""
+    if settings.hed is None and settings.boundaries is None:
+        raise errors.InputError("--hed: is required where there are no --boundaries to train HED from; give either")
+    if settings.vae is not None and settings.weights is not None:
+        raise errors.InputError("--vae: --weights holds an autoencoder already; leave out one of the two")
+    given = {"hed": settings.hed, "vae": settings.vae or settings.weights, "unet": settings.weights, "controlnet": None}
+    parts = [part for part, file in given.items() if file is None]
+    for part in parts:
+        options = run_options(settings, part)
+        if options["steps"] == 0:
+            raise errors.InputError(f"--{part}-steps: is 0, and no weights are given; give steps, or {GIVEN_BY[part]}")
+        check_options(settings.out / part, **options)
+    return parts
+
+
+def fill_vae(vae, path):
+    """Give an autoencoder the weights and latent scale of a file that holds one of its sizes; return the file's header."""
+    file = checkpoints.read(path)
+    found = file.config["vae"] if "vae" in file.parts else {}
+    if {**found, "channel_mult": tuple(found.get("channel_mult", ())), "scale": vae.config.scale} != asdict(vae.config):
+        raise errors.InputError(f"{path}: holds no autoencoder of the demo's sizes; give stage 1's, of the same --size")
+    checkpoints.fill(vae, file.parts["vae"], path, "vae")
+    vae.scale = found["scale"]
+    return file.header
 
 
 def train_autoencoder(model, pictures, settings):
     """Reconstruction (L1) + KL; then measure the latent scale 1 / std(z) and keep it in the autoencoder."""
     vae = model.vae
-    run = open_run(settings, "vae", {"vae": vae}, settings.vae_steps, settings.vae_batch, settings.vae_lr)
+    run = open_run(settings, "vae", {"vae": vae})
     for _, indices in run.steps(pictures):
         image = pictures.image(indices).expand(-1, 3, -1, -1).to(run.device)
         with run.autocast():
@@ -112,7 +165,9 @@ def measure_scale(vae, pictures, device, count=256):
     vae.scale = 1.0
     chosen = range(0, len(pictures), max(1, len(pictures) // count))
     means = [vae.encode(pictures.image([i]).expand(-1, 3, -1, -1).to(device)).mean for i in chosen]
-    return 1.0 / torch.cat(means).std().item()
+    scale = 1.0 / torch.cat(means).std()
+    distributed.copy_from_first([scale])  # one model, to the last bit
+    return scale.item()
 
 
 def train_hed(hed, pictures, settings):
@@ -126,7 +181,7 @@ def train_hed(hed, pictures, settings):
         return torch.stack([fit(decode(path) / 255, settings.size, LINEAR, 0.0)[None].float() for path in paths])
 
     boundaries = Memo(read_boundaries)
-    run = open_run(settings, "hed", {"hed": hed}, settings.hed_steps, settings.hed_batch, settings.hed_lr)
+    run = open_run(settings, "hed", {"hed": hed})
     for _, indices in run.steps(pictures):
         image = pictures.image(indices).expand(-1, 3, -1, -1).to(run.device)
         with run.autocast():
@@ -141,10 +196,7 @@ def train_diffusion(model, part, pictures, latents, hints, settings):
     trained = {"unet": model.unet, "text": model.text} if is_unet else {"controlnet": model.controlnet}
     if not is_unet:
         model.vae.requires_grad_(False), model.text.requires_grad_(False), model.unet.requires_grad_(False)
-    steps, batch, lr = (
-        getattr(settings, f"{'unet' if is_unet else 'control'}_{name}") for name in ("steps", "batch", "lr")
-    )
-    run = open_run(settings, part, trained, steps, batch, lr, accumulate=settings.accumulate)
+    run = open_run(settings, part, trained)
     for _, indices in run.steps(pictures):
         z_0 = latents(indices, run.rng)
         prompts = drop_captions(pictures.prompts(indices), settings.caption_dropout, run.rng)
@@ -153,7 +205,7 @@ def train_diffusion(model, part, pictures, latents, hints, settings):
         with run.autocast():
             loss = model.losses(z_0, t, eps, prompts, hint)
         run.update(loss.mean(), **loss_by_quartile(loss.detach(), t, model.schedule.T))
-        if run.due(settings.sample_every):
+        if distributed.rank() == 0 and run.due(settings.sample_every):
             with run.ema_weights():
                 save_samples(
                     model, pictures, hints, settings.out / "samples" / f"{part}_{run.done:06d}.png", settings.seed
@@ -162,30 +214,36 @@ def train_diffusion(model, part, pictures, latents, hints, settings):
 
 
 def main():
-    """Train what is not given, then write the model, HED and sample grids."""
+    """Train what is not given, then write the model, HED and sample grids; under torchrun rank 0 alone writes."""
     settings = parse(Settings)
+    device = distributed.start(settings.device)
+    parts = choose_parts(settings)
     cases = read_cases(settings.data, layout="radimagenet").cases
-    if settings.hed is None and settings.boundaries is None:
-        raise errors.InputError("--hed: is required where there are no --boundaries to train HED from; give either")
     torch.manual_seed(settings.seed)  # of the initial weights; every later draw has its own generator
     hed, hed_header = (HED(DEMO_HED), record("hed", cases)) if settings.hed is None else load_hed(settings.hed)
     model, headers = (EmitDiff(demo_sizes(settings.size)), []) if settings.weights is None else EmitDiff.load(settings.weights)
-    model.to(settings.device), hed.to(settings.device)
-    save_config(settings.out, settings, {"weights": settings.weights, "hed": settings.hed})
+    check_size(settings.size, model.sizes)
+    if settings.vae is not None:
+        headers = [fill_vae(model.vae, settings.vae)]
+    model.to(device), hed.to(device)
+    save_config(settings.out, settings, {"weights": settings.weights, "vae": settings.vae, "hed": settings.hed})
     pictures = Pictures(cases, settings.size)
-    if settings.hed is None:
+    if "hed" in parts:
         train_hed(hed, pictures, settings)
-        checkpoints.write_single(settings.out / "hed.safetensors", {"hed": hed.state_dict()}, hed_header)
-    if settings.weights is None:
+        if distributed.rank() == 0:
+            checkpoints.write_single(settings.out / "hed.safetensors", {"hed": hed.state_dict()}, hed_header)
+    if "vae" in parts:
         train_autoencoder(model, pictures, settings)
     latents = model.latent_memo(pictures)
     hints = Memo(lambda indices: make_hint("hed", None, find_edges(hed, pictures.image(indices)), 2))
-    if settings.weights is None:
+    if "unet" in parts:
         train_diffusion(model, "unet", pictures, latents, hints, settings)
         model.controlnet.copy_encoder(model.unet)
     train_diffusion(model, "controlnet", pictures, latents, hints, settings)
-    model.save(settings.out / "model.safetensors", record("pre-training", cases, [hed_header, *headers]))
-    save_samples(model, pictures, hints, settings.out / "samples" / "final.png", settings.seed)
+    if distributed.rank() == 0:
+        model.save(settings.out / "model.safetensors", record("pre-training", cases, [hed_header, *headers]))
+        save_samples(model, pictures, hints, settings.out / "samples" / "final.png", settings.seed)
+    distributed.stop()
 
 
 if __name__ == "__main__":

@@ -55,25 +55,27 @@ class Settings(DataSettings):
         ("all",), "[choice] every arm; [paper]: --arms paper", help="all, paper, or names: " + ", ".join(ARMS)
     )
     seeds: int = setting(
-        1, "[choice] the demo's minutes", paper=3, help="repetitions with other weights, order and draws"
+        1, "[choice] the demo's minutes", paper=3, help="repetitions with other weights, order and draws", low=1
     )
     variant: Literal["attention", "plain", "residual"] = setting("attention", "[paper]", help="kind of U-Net")
     channels: tuple[int, ...] = setting(
         (8, 16, 32, 64), "[choice] small images; [authors' code]: six stages", paper=(16, 32, 64, 128, 128, 256), help="widths"
     )
-    steps: int = setting(150, "[choice] seconds; [paper]: 100 epochs", paper=2000, help="steps, the same in every arm")
-    batch: int = setting(8, "[authors' code]", help="images per step, the same in every arm")
-    lr: float = setting(3e-3, "[choice] few steps; [authors' code]: 1e-3", paper=1e-3, help="learning rate of AdamW")
-    warmup: int = setting(10, "[choice] stable start", help="steps of linear warm-up")
+    steps: int = setting(150, "[choice] seconds; [paper]: 100 epochs", paper=2000, help="steps, the same in every arm", low=1)
+    batch: int = setting(8, "[authors' code]", help="images per step, the same in every arm", low=1)
+    lr: float = setting(3e-3, "[choice] few steps; [authors' code]: 1e-3", paper=1e-3, help="learning rate of AdamW", above=0)
+    warmup: int = setting(10, "[choice] stable start", help="steps of linear warm-up", low=0)
     schedule: Literal["cosine", "constant"] = setting("cosine", "[choice] few steps", help="learning rate after it")
-    clip: float | None = setting(1.0, "[choice] no step runs away", help="largest gradient norm")
-    weight_decay: float = setting(0.01, "[choice] AdamW's own", help="of AdamW")
-    alpha: float = setting(0.6, "[paper]", help="share of real patches (patch merging) or images (mixing)")
-    patches: int = setting(6, "[paper] 384 / 64", help="patches per side; the size is rounded down to divide the image")
-    n: int | None = setting(None, "[paper] all there are", help="generated images used per case")
-    select_every: int = setting(25, "[authors' code] every epoch", paper=100, help="steps between looks at validation")
-    tolerance: float = setting(2.0, "[choice] about a contour's width", help="of NSD, in mm, or pixels without spacing")
-    level: float = setting(0.05, "[choice] convention", help="level of tests and intervals")
+    clip: float | None = setting(1.0, "[choice] no step runs away", help="largest gradient norm", above=0)
+    weight_decay: float = setting(0.01, "[choice] AdamW's own", help="of AdamW", low=0)
+    alpha: float = setting(0.6, "[paper]", help="share of real patches (patch merging) or images (mixing)", low=0, high=1)
+    patches: int = setting(6, "[paper] 384 / 64", help="patches per side; the size is rounded down to divide the image", low=1)
+    n: int | None = setting(None, "[paper] all there are", help="generated images used per case", low=1)
+    select_every: int = setting(
+        25, "[choice] few steps; [authors' code]: every epoch", paper=100, help="steps between looks at validation", low=1
+    )
+    tolerance: float = setting(2.0, "[choice] about a contour's width", help="of NSD, in mm, or pixels without spacing", low=0)
+    level: float = setting(0.05, "[choice] convention", help="level of tests and intervals", above=0, below=1)
     compat: tuple[str, ...] = setting(
         (), "[authors' code]", help="diffboost, or diffboost:" + ",".join(HABITS["train_seg.py"])
     )
@@ -294,7 +296,11 @@ def main():
         raise errors.InputError(f"--sweep {name}: is of generated images; give --generated")
     if name in OF_FOLDERS and settings.generated is not None:
         runs = {v: replace(run, generated=run.generated / run.out.name) for v, run in runs.items()}
+    if settings.patches > settings.size:
+        raise errors.InputError(f"--patches: is {settings.patches}, more than the {settings.size} pixels; give fewer")
     cases, splits = open_data(settings)
+    for run in runs.values():  # too many real cases stop here, before the first value is trained
+        [choose_training(cases, split, run) for split in splits]
     arms = choose_arms(settings.arms, settings.generated)
     generated = {value: open_generated(run, cases, splits) for value, run in runs.items()}
     untouched = [arm for arm in arms if not ARMS[arm].depends_on(name)]

@@ -119,6 +119,8 @@ class Generated:
                 )
             if limit is None or line["index"] < limit:
                 self.by_case.setdefault(line["case"], []).append(number)
+        if not (self.folder / "ledger.json").exists():
+            raise InputError(f"{self.folder / 'ledger.json'}: is missing, so leaks cannot be ruled out; generate this fold anew")
         self.ledger = json.loads((self.folder / "ledger.json").read_text())
         self.pictures = Memo(self._read)
 

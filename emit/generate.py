@@ -28,7 +28,7 @@ from emit.model import EmitDiff, Sampling, find_edges, load_hed
 from emit.seeds import generator, seed_from
 from emit.training import distributed
 from emit.training.config import parse, save_config, setting, vary
-from emit.training.dataset import DataSettings, choose_folds, choose_training, open_data
+from emit.training.dataset import DataSettings, check_size, choose_folds, choose_training, open_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +40,15 @@ class Settings(DataSettings):
         source="[choice] stage 2's", help="run folder of stage 2, with fold<k>/controlnet.safetensors"
     )
     hed: Path = setting(source="[choice] stage 1's", help="HED weights")
-    out: Path = setting(source="[choice] your folder", help="the output folder, new or with --resume")
-    fold: str = setting("all", "[paper] one model per fold", help="all, or one fold number")
-    n: int = setting(3, "[choice] seconds; [authors' code]: 50", paper=50, help="images per training case", may_change=True)
+    out: Path = setting(source="[choice] your folder", help="the output folder, new or with --resume", may_change=True)
+    fold: str = setting("all", "[paper] one model per fold", help="all, or one fold number", may_change=True)
+    n: int = setting(3, "[choice] seconds; [authors' code]: 50", paper=50, help="images per training case", may_change=True, low=1)
     hint: Literal["hed+contour", "hed", "contour", "mask", "box"] = setting(
         "hed+contour", "[paper]", help="edge condition"
     )
     method: Literal["ddim", "ddpm", "dpmpp_2m"] = setting("ddim", "[authors' code]", help="sampler")
-    steps: int = setting(12, "[choice] seconds; [authors' code]: 20", paper=20, help="denoising steps")
-    eta: float = setting(0.0, "[authors' code]", help="DDIM's noise, 0 to 1")
+    steps: int = setting(12, "[choice] seconds; [authors' code]: 20", paper=20, help="denoising steps", low=1)
+    eta: float = setting(0.0, "[authors' code]", help="DDIM's noise, 0 to 1", low=0, high=1)
     spacing: Literal["trailing", "leading"] = setting(
         "trailing", "[choice] starts at the noisiest t", help="kept timesteps"
     )
@@ -64,7 +64,7 @@ class Settings(DataSettings):
     )
     phrases: bool = setting(False, "[choice] only models that know words", paper=True, help="add an appearance phrase")
     phrase_weight: float | None = setting(
-        None, "[paper] Fig. 1: as words", help="w mixes the states, (1 - w) prompt + w phrase"
+        None, "[paper] Fig. 1: as words", help="w mixes the states, (1 - w) prompt + w phrase", low=0, high=1
     )
     negative: str = setting("", "[choice] no natural-image words", help="text of the unconditional half")
     grey: bool = setting(True, "[paper]", help="average the channels after decoding")
@@ -74,7 +74,7 @@ class Settings(DataSettings):
     sweep: tuple[str, ...] = setting(
         (), "[choice] none", help="guidance=V,V,... or strength=V,V,...: one set of images in --out for each value"
     )
-    batch: int = setting(32, "[choice] memory", paper=8, help="images at a time; changes nothing but speed", may_change=True)
+    batch: int = setting(32, "[choice] memory", paper=8, help="images at a time; changes nothing but speed", may_change=True, low=1)
     precision: Literal["float32", "bf16"] = setting("float32", "[authors' code]", help="of the forward passes")
     device: str = setting("cpu", "[choice] demo machine", paper="cuda", help="torch device", may_change=True)
     resume: bool = setting(False, "[choice] explicit", help="go on with the images in --out", may_change=True)
@@ -169,6 +169,8 @@ def generate_fold(model, hed, cases, classes, settings, habits, folder, weights)
 def main():
     """Generate every fold that is asked for, once for each value of a sweep."""
     settings = parse(Settings)
+    if settings.eta and settings.method != "ddim":
+        raise errors.InputError(f"--eta: is DDIM's, and --method is {settings.method}; leave one of them out")
     habits = read_compat(settings.compat, "emit.generate")
     runs = vary(settings, ("guidance", "strength"))
     cases, splits = open_data(settings)
@@ -179,6 +181,7 @@ def main():
     for controlnet in files.values():  # all can be read, before anything is written
         checkpoints.read(controlnet)
     model, headers = EmitDiff.load(settings.model, files[f"fold{folds[0]}"])
+    check_size(settings.size, model.sizes)
     for folder in [run.out / f"fold{fold}" for run in runs.values() for fold in folds]:
         if not settings.resume and read_manifest(folder):
             raise errors.InputError(f"{folder}: already holds images; go on with --resume or choose another folder")

@@ -115,9 +115,10 @@ def test_a_used_generator_folder_is_refused_unchanged_and_resumes_with_the_same_
     shutil.copytree(folder / "made", out)
     files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     command = [*labelled, *model, "--finetuned", folder / "fine", "--out", out, "--steps", 2]
-    for change in (["--n", 2], ["--n", 2, "--compat", "diffboost"], ["--n", 2, "--resume", "--guidance", 3]):
-        with pytest.raises(InputError):
-            call(monkeypatch, generate, *command, *change)
+    changes = {"already holds": ["--compat", "diffboost"], "--guidance was": ["--resume", "--guidance", 3]}
+    for words, change in changes.items():
+        with pytest.raises(InputError, match=words):
+            call(monkeypatch, generate, *command, "--n", 2, *change)
         assert files == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     manifest = out / "fold1" / "manifest.jsonl"
     manifest.write_bytes(files[manifest][:-20])  # a kill cut the last line
@@ -215,3 +216,25 @@ def test_a_sweep_over_real_cases_trains_every_arm_anew(folder, monkeypatch):
     out = folder / "fewer"
     call(monkeypatch, train_seg, *labelled, "--out", out, "--arms", "mirror", *SHORT, "--sweep", "real_cases=2,5")
     assert all((out / f"real_cases_{n}" / "baseline" / "fold0_seed0" / "best.pt").exists() for n in (2, 5))
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "flag"),
+    [
+        (train_seg, ["--patches", 100], "--patches"),
+        (train_seg, ["--patches", 0], "--patches"),
+        (train_seg, ["--seeds", 0], "--seeds"),
+        (train_seg, ["--sweep", "real_cases=3,400"], "--real-cases"),
+        (train_seg, ["--device", "cuda:99"], "--device"),
+        (generate, ["--method", "ddpm", "--eta", 1], "--eta"),
+        (generate, ["--eta", 2], "--eta"),
+        (generate, ["--n", 0], "--n"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_at_once(folder, monkeypatch, module, words, flag):
+    labelled = ["--data", folder / "phantoms" / "BUSI", "--size", 32, "--folds", 2, "--out", folder / "refused"]
+    model = ["--model", folder / "pre" / "model.safetensors", "--hed", folder / "pre" / "hed.safetensors"]
+    given = [*model, "--finetuned", folder / "fine"] if module is generate else []
+    with pytest.raises(InputError, match=rf"^{flag}[: ]"):
+        call(monkeypatch, module, *labelled, *given, *words)
+    assert not (folder / "refused").exists()

@@ -11,6 +11,7 @@
 import difflib
 import json
 import math
+import operator
 import subprocess
 import sys
 import tomllib
@@ -26,17 +27,30 @@ from emit.files import sha256, write_atomic
 from emit.training import distributed
 
 SOURCES = ("[paper]", "[authors' code]", "[SD 1.5]", "[choice] ")
+LIMITS = {  # of a number: what must hold, in words
+    "low": (operator.ge, "at least"),
+    "above": (operator.gt, "more than"),
+    "high": (operator.le, "at most"),
+    "below": (operator.lt, "less than"),
+}
+STARTED = ("state.pt", "manifest.jsonl")  # files of a run, or of the generator, that has begun
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def setting(demo=MISSING, source="", *, paper=MISSING, help="", may_change=False):
+def setting(
+    demo=MISSING, source="", *, paper=MISSING, help="", may_change=False, low=None, above=None, high=None, below=None
+):
     """Declare a field: its demo value (none: the user must give it), its source, the paper's value where it differs.
 
     source starts with one of SOURCES; "[choice]" goes on with the reason. may_change: a resumed run may change it.
+    low, high (the limit itself is allowed), above, below (it is not): what a number, or each of a tuple, must keep to.
     """
     if not source.startswith(SOURCES):
         raise ValueError(f"source {source!r} must start with one of {SOURCES}, and a choice needs its reason")
-    return field(default=demo, metadata={"source": source, "paper": paper, "help": help, "may_change": may_change})
+    given = {"low": low, "above": above, "high": high, "below": below}
+    limits = {name: limit for name, limit in given.items() if limit is not None}
+    metadata = {"source": source, "paper": paper, "help": help, "may_change": may_change, "limits": limits}
+    return field(default=demo, metadata=metadata)
 
 
 def parse(cls, argv=None):
@@ -45,7 +59,7 @@ def parse(cls, argv=None):
     Flags are `--field-name value` or `--field-name=value`; a bool is `--name` or `--no-name`; a tuple is separated by
     commas; "none" is None where the type allows it. --preset demo|paper picks the values that no flag gives; --help
     prints all.
-    Raises InputError for an unknown, abbreviated, repeated, missing or ill-typed flag.
+    Raises InputError for an unknown, abbreviated, repeated, missing or ill-typed flag, and a number outside its limits.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     if "--help" in argv or "-h" in argv:
@@ -58,6 +72,8 @@ def parse(cls, argv=None):
     missing = [_flag(name) for name, value in values.items() if value is MISSING]
     if missing:
         raise InputError(f"{missing[0]}: is required; give {' and '.join(missing)}, or see --help")
+    for f in fields(cls):
+        _check_limits(_flag(f.name), values[f.name], f)
     return cls(**values)
 
 
@@ -65,7 +81,7 @@ def vary(settings, names):
     """Read settings.sweep, ("NAME=VALUE", "VALUE", ...), and return {value: settings of its run in out/NAME_VALUE}.
 
     names: what may be swept; a name that is no field of the settings changes `out` alone, and its value stays a text.
-    Without a sweep {None: settings}. Raises InputError for an unknown name, a value of the wrong type or a repeated one.
+    Without a sweep {None: settings}. Raises InputError for an unknown name, a wrong value or a repeated one.
     """
     if not settings.sweep:
         return {None: settings}
@@ -75,9 +91,12 @@ def vary(settings, names):
         words = f"--sweep: {','.join(settings.sweep)!r} is not NAME=VALUE,VALUE,..."
         raise InputError(f"{words}; NAME is one of {', '.join(names)}")
     kind = get_type_hints(type(settings)).get(name, str)
+    known = {f.name: f for f in fields(settings)}
     runs = {}
     for text in (first, *settings.sweep[1:]):
         value = _convert(f"--sweep {name}", text, kind)
+        if name in known:
+            _check_limits(f"--sweep {name}", value, known[name])
         if value in runs:
             raise InputError(f"--sweep {name}: {text} is given twice; give it once")
         change = {name: value} if hasattr(settings, name) else {}
@@ -105,22 +124,31 @@ def save_config(run_folder, settings, inputs):
     """Write run_folder/config.json: resolved settings, versions of code and torch, path and SHA-256 of each input file.
 
     inputs: name -> path of each weight file that the run starts from (None: not given). Rank 0 writes.
-    Raises InputError when the folder holds a trained state and a setting that may not change has changed.
+    Raises InputError when the folder holds a trained state or generated images, and a setting that may not change, or
+    what is in one of the files, has changed.
     """
     values = {f.name: _plain(getattr(settings, f.name)) for f in fields(settings)}
+    files = {name: {"path": str(file), "sha256": sha256(file)} for name, file in inputs.items() if file is not None}
     path = Path(run_folder) / "config.json"
-    if path.exists() and any(path.parent.rglob("state.pt")):
-        before = json.loads(path.read_text())["settings"]
-        for f in fields(settings):
-            old, new = before.get(f.name), values[f.name]
-            if old != new and not f.metadata["may_change"]:
-                remedy = "resume with the first run's settings or choose another folder"
-                raise InputError(f"{path}: {_flag(f.name)} was {_show(old)} and is now {_show(new)}; {remedy}")
+    if path.exists() and any(file for name in STARTED for file in path.parent.rglob(name)):
+        _check_unchanged(path, settings, values, files)
     if distributed.rank() > 0:
         return
-    files = {name: {"path": str(file), "sha256": sha256(file)} for name, file in inputs.items() if file is not None}
     config = {"settings": values, "code": code_version(), "torch": torch.__version__, "inputs": files}
     write_atomic(path, lambda temporary: temporary.write_text(json.dumps(config, indent=2) + "\n"))
+
+
+def _check_unchanged(path, settings, values, files):
+    before = json.loads(path.read_text())
+    for f in fields(settings):
+        old, new = before["settings"].get(f.name), values[f.name]
+        if old != new and not f.metadata["may_change"]:
+            remedy = "resume with the first run's settings or choose another folder"
+            raise InputError(f"{path}: {_flag(f.name)} was {_show(old)} and is now {_show(new)}; {remedy}")
+    for name, file in files.items():
+        if before["inputs"].get(name, file)["sha256"] != file["sha256"]:
+            words = f"{_flag(name) if name in values else name} changed since the first run"
+            raise InputError(f"{path}: {words}; resume with the first run's {file['path']} or choose another folder")
 
 
 def code_version():
@@ -195,6 +223,15 @@ def _convert(flag, text, kind):
     except ValueError as error:
         raise InputError(f"{flag}: {text!r} is not {_type_name(kind)}; write {flag} {_type_name(kind)}") from error
     return value
+
+
+def _check_limits(flag, value, f):
+    """Refuse a number outside the field's limits, alone or in a tuple; None is no number."""
+    limits = f.metadata["limits"].items()
+    for number in value if isinstance(value, tuple) else [] if value is None else [value]:
+        if not all(LIMITS[name][0](number, limit) for name, limit in limits):
+            words = " and ".join(f"{LIMITS[name][1]} {limit}" for name, limit in limits)
+            raise InputError(f"{flag}: is {_show(number)}; give {words}")
 
 
 def _optional(kind):

@@ -21,32 +21,40 @@ class DataSettings:
     layout: str = setting("auto", "[choice] found from the names", help="busi, nnunet, folders, volume")
     prompt: str | None = setting(None, "[paper] from modality, organ, pathology", help="one text for all cases")
     modality: str | None = setting(None, "[choice] from the layout", help="CT or MR, of volumes")
-    window: tuple[str, ...] = setting((), "[choice] by modality", help="HU low,high of CT volumes")
-    channel: int | None = setting(None, "[choice] the first", help="channel of a 4D volume")
-    axis: int | None = setting(None, "[choice] axial", help="slicing axis of volumes, 0 to 2")
+    window: tuple[float, ...] = setting((), "[choice] by modality", help="HU low,high of CT volumes")
+    channel: int | None = setting(None, "[choice] the first", help="channel of a 4D volume", low=0)
+    axis: int | None = setting(None, "[choice] axial", help="slicing axis of volumes, 0 to 2", low=0, high=2)
     labels: tuple[str, ...] = setting((), "[choice] from the files", help="value:class,... in the masks, e.g. 1:spleen")
     group: str | None = setting(
         None, "[choice] by layout", help="regular expression: first group in the name = patient"
     )
-    slabs: int = setting(0, "[choice] 0: none", help="cut volumes into slabs that count as patients; for one volume alone")
-    size: int = setting(64, "[authors' code]", paper=384, help="side of the square images in pixels")
-    folds: int = setting(3, "[paper]", help="cross-validation folds")
+    slabs: int = setting(
+        0, "[choice] 0: none", help="cut volumes into slabs that count as patients; for one volume alone", low=0
+    )
+    size: int = setting(
+        64, "[choice] CPU minutes; [authors' code]: 384", paper=384, help="side of the square images in pixels", low=16
+    )
+    folds: int = setting(3, "[paper]", help="cross-validation folds", low=2)
     splits: Path | None = setting(
         None, "[choice] made from the seed", help="splits.json or nnU-Net's splits_final.json"
     )
     validation: float = setting(
-        0.2, "[choice] the test fold picks nothing", help="share of training cases for selection"
+        0.2, "[choice] the test fold picks nothing", help="share of training cases for selection", low=0, below=1
     )
     real_cases: int | None = setting(
-        None, "[paper] all there are", help="training cases kept per fold, drawn by the seed; fewer are among more"
+        None, "[paper] all there are", help="training cases kept per fold, drawn by the seed; fewer are among more", low=1
     )
-    duplicates: float = setting(0.9, "[choice] as measured on BUSI", help="correlation from which images share a group")
+    duplicates: float = setting(
+        0.9, "[choice] as measured on BUSI", help="correlation from which images share a group", low=0, high=1
+    )
     seed: int = setting(0, "[choice] any number", help="seed of splits, order and draws")
 
 
 def open_data(settings):
     """Return (case set, splits): the cases with near-duplicates grouped, and one Split per fold."""
-    window = tuple(_number(value, "--window") for value in settings.window) or None
+    window = settings.window or None
+    if window is not None and not (len(window) == 2 and window[0] < window[1]):
+        raise InputError(f"--window: is {','.join(map(str, window))}; give the lower and the upper HU, as --window=-160,240")
     options = {name: getattr(settings, name) for name in ("prompt", "modality", "channel", "axis", "group")}
     cases = read_cases(settings.data, settings.layout, window=window, labels=_read_labels(settings.labels), **options)
     if not cases.classes:
@@ -70,6 +78,14 @@ def choose_training(cases, split, settings):
         raise InputError(f"--real-cases: is {settings.real_cases}, and a fold has {len(chosen)}; give 1 to {len(chosen)}")
     order = torch.randperm(len(chosen), generator=generator(settings.seed, "real cases", *split.train)).tolist()
     return [chosen[i] for i in sorted(order[: settings.real_cases])]
+
+
+def check_size(size, sizes):
+    """Refuse a --size whose latents the UNet cannot halve as often as it does. sizes: `emit.model.Sizes`."""
+    step = sizes.vae.factor * 2 ** (len(sizes.unet.channel_mult) - 1)
+    if size % step:
+        near = [str(value) for value in (size // step * step, size // step * step + step) if value]
+        raise InputError(f"--size: is {size}, and the networks need a multiple of {step}; give {' or '.join(near)}")
 
 
 def cut_slabs(cases, count):
@@ -101,10 +117,3 @@ def _read_labels(pairs):
             f"--labels: {','.join(pairs)} is not value:class,value:class; write for instance 1:spleen,5:liver"
         )
     return {int(value) if value.isdigit() else value: name for value, _, name in parts} or None
-
-
-def _number(text, flag):
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"{flag}: {text!r} is not a number; write for instance {flag}=-160,240") from None

@@ -48,6 +48,27 @@ def ema_decay(updates, decay):
     return min(decay, (1 + updates) / (10 + updates))
 
 
+def check_options(
+    folder, *, lr, steps, batch, ema, warmup, schedule, clip, accumulate, precision, log_every, save_every, **others
+):
+    """Refuse options that a Run in this folder would refuse: for scripts that train several parts one after another."""
+    pieces = accumulate * distributed.ranks()
+    wrong = {
+        "steps, log_every and save_every must be at least 1": min(steps, log_every, save_every) < 1,
+        "lr must be above 0": lr <= 0,
+        f"batch must be a multiple of accumulate x processes = {pieces}": batch % max(pieces, 1),
+        "batch and accumulate must be at least 1": batch < 1 or accumulate < 1,
+        "warmup must be from 0 to steps - 1": not 0 <= warmup < steps,
+        "clip must be none or above 0": clip is not None and clip <= 0,
+        "ema must be none or between 0 and 1": not 0 <= (ema or 0) < 1,
+        "schedule must be constant or cosine": schedule not in ("constant", "cosine"),
+        "precision must be float32 or bf16": precision not in ("float32", "bf16"),
+    }
+    for rule, broken in wrong.items():
+        if broken:
+            raise InputError(f"{folder}: {rule}; change that setting")
+
+
 class Run:
     """One training run in one folder: log.jsonl and state.pt (tensors and plain numbers: weights, AdamW, EMA, step).
 
@@ -89,7 +110,7 @@ class Run:
         self.settings |= dict(ranks=distributed.ranks())
         if schedule == "cosine":  # only then does their number change the earlier steps
             self.settings |= dict(steps=steps)
-        self._check_settings(steps, min(log_every, save_every))
+        check_options(self.folder, **self.settings | dict(steps=steps, log_every=log_every, save_every=save_every))
         self.lr, self.batch, self.seed, self.accumulate = lr, batch, seed, accumulate
         self.total, self.warmup, self.schedule = steps, warmup, schedule
         self.clip = math.inf if clip is None else clip
@@ -200,23 +221,6 @@ class Run:
         distributed.barrier()
 
     # ---- how it is done
-
-    def _check_settings(self, steps, every):
-        pieces = self.settings["accumulate"] * self.settings["ranks"]
-        wrong = {
-            "steps, log_every and save_every must be at least 1": min(steps, every) < 1,
-            "lr must be above 0": self.settings["lr"] <= 0,
-            f"batch must be a multiple of accumulate x processes = {pieces}": self.settings["batch"] % max(pieces, 1),
-            "batch and accumulate must be at least 1": self.settings["batch"] < 1 or self.settings["accumulate"] < 1,
-            "warmup must be from 0 to steps - 1": not 0 <= self.settings["warmup"] < steps,
-            "clip must be none or above 0": self.settings["clip"] is not None and self.settings["clip"] <= 0,
-            "ema must be none or between 0 and 1": not 0 <= (self.settings["ema"] or 0) < 1,
-            "schedule must be constant or cosine": self.settings["schedule"] not in ("constant", "cosine"),
-            "precision must be float32 or bf16": self.settings["precision"] not in ("float32", "bf16"),
-        }
-        for rule, broken in wrong.items():
-            if broken:
-                raise InputError(f"{self.folder}: {rule}; change that setting")
 
     def _name_parameters(self, parameters):
         trainable = [p for m in self.modules.values() for p in m.parameters() if p.requires_grad]

@@ -176,6 +176,64 @@ def test_a_trained_folder_keeps_its_settings(tmp_path):
     assert (tmp_path / "config.json").read_bytes() == before
 
 
+def test_a_trained_folder_keeps_its_input_files(tmp_path):
+    weights, images = tmp_path / "vae.safetensors", tmp_path / "manifest.jsonl"
+    weights.write_bytes(b"first"), images.write_bytes(b"first")
+    settings, run = parse(Settings, ["--data", "x", "--vae", str(weights)]), tmp_path / "run"
+    save_config(run, settings, {"vae": weights, "fold0": images})
+    weights.write_bytes(b"second")
+    save_config(run, settings, {"vae": weights, "fold0": images})  # nothing is trained yet
+    (run / "state.pt").write_bytes(b"")
+    save_config(run, replace(settings, resume=True), {"vae": weights, "fold0": images})
+    before = (run / "config.json").read_bytes()
+    for file, name in ((weights, "--vae"), (images, "fold0")):  # by its flag, where it has one
+        kept = file.read_bytes()
+        file.write_bytes(b"third")
+        with pytest.raises(InputError, match=rf"config.json: {name} changed since the first run; .*{file.name} or choose"):
+            save_config(run, replace(settings, resume=True), {"vae": weights, "fold0": images})
+        file.write_bytes(kept)
+    assert (run / "config.json").read_bytes() == before
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limited:
+    """A number of every kind of limit."""
+
+    out: Path = setting(Path("run"), "[choice] yours", help="folder")
+    folds: int = setting(3, "[paper]", help="folds", low=2)
+    lr: float = setting(1e-3, "[choice] a short run", paper=0.0, help="learning rate", above=0)
+    share: float | None = setting(None, "[choice] none", help="share", low=0, high=1)
+    ema: tuple[float, ...] = setting((0.5, 0.9), "[choice] two", help="decays", low=0, below=1)
+    sweep: tuple[str, ...] = setting((), "[choice] none", help="what to vary")
+
+
+@pytest.mark.parametrize("words", [["--folds", "2"], ["--lr=1e-30"], ["--share", "0"], ["--share", "1"], ["--ema", "0"]])
+def test_limits_that_are_kept(words):
+    parse(Limited, words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--folds", "1"], "--folds: is 1; give at least 2"),
+        (["--lr", "0"], "--lr: is 0.0; give more than 0"),
+        (["--preset", "paper"], "--lr: is 0.0; give more than 0"),
+        (["--share=-0.1"], "--share: is -0.1; give at least 0 and at most 1"),
+        (["--share", "1.1"], "--share: is 1.1; give at least 0 and at most 1"),
+        (["--ema", "0.5,1"], "--ema: is 1.0; give at least 0 and less than 1"),
+    ],
+)
+def test_numbers_outside_their_limits_are_refused(words, message):
+    with pytest.raises(InputError) as raised:
+        parse(Limited, words)
+    assert str(raised.value) == message
+
+
+def test_a_sweep_keeps_to_the_limits():
+    with pytest.raises(InputError, match=r"^--sweep folds: is 1; give at least 2$"):
+        vary(Limited(sweep=("folds=2", "1")), ("folds",))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Swept:
     """What `vary` needs, and two settings to vary."""

@@ -6,7 +6,9 @@ import pytest
 from emit.data.cases import Case, CaseSet
 from emit.data.splits import Split
 from emit.errors import InputError
-from emit.training.dataset import DataSettings, choose_folds, choose_training, cut_slabs, open_data
+from emit.model import SD15, demo_sizes
+from emit.training.config import parse
+from emit.training.dataset import DataSettings, check_size, choose_folds, choose_training, cut_slabs, open_data
 
 
 def make_slices(volume, count, start=0):
@@ -43,6 +45,41 @@ def test_unknown_folds_are_refused(fold):
 def test_labels_need_value_and_class(labels, tmp_path):
     with pytest.raises(InputError, match="--labels"):
         open_data(DataSettings(data=tmp_path, labels=labels))
+
+
+@pytest.mark.parametrize("window", [(-160.0,), (1.0, 2.0, 3.0), (240.0, -160.0), (5.0, 5.0)])
+def test_a_window_is_two_ascending_numbers(window, tmp_path):
+    with pytest.raises(InputError, match=r"--window: is .*; give the lower and the upper HU"):
+        open_data(DataSettings(data=tmp_path, window=window))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *["--folds=1", "--validation=1", "--validation=-0.1", "--duplicates=1.5", "--size=8", "--real-cases=0"],
+        *["--axis=3", "--window=wide", "--slabs=-1", "--channel=-1"],
+    ],
+)
+def test_bad_numbers_are_refused_when_read(words):
+    with pytest.raises(InputError, match=f"^{words.partition('=')[0]}: "):
+        parse(DataSettings, ["--data", "x", words])
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [(60, "8; give 56 or 64"), (72, "16; give 64 or 80"), (200, "32; give 192 or 224")],  # more halvings from 65 on
+)
+def test_sizes_that_the_networks_cannot_halve(size, words):
+    with pytest.raises(InputError, match=f"^--size: is {size}, and the networks need a multiple of {words}$"):
+        check_size(size, demo_sizes(size))
+
+
+def test_sizes_that_the_networks_can_halve():
+    for size in (16, 32, 56, 64, 80, 96, 128, 160, 256):
+        check_size(size, demo_sizes(size))
+    check_size(256, SD15), check_size(384, SD15)
+    with pytest.raises(InputError, match=r"multiple of 64; give 64$"):
+        check_size(32, SD15)
 
 
 def keep(count, seed=0):

@@ -35,5 +35,12 @@ def test_a_device_that_does_not_exist(device):
         distributed.start(device)
 
 
+def test_a_machine_without_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert distributed.start("auto") == torch.device("cpu")
+    with pytest.raises(InputError, match="--device cuda: this machine has no usable GPU; write --device cpu"):
+        distributed.start("cuda")
+
+
 def test_cpu_is_cpu():
     assert distributed.start("cpu") == torch.device("cpu")
