@@ -15,7 +15,7 @@ import torch
 
 from emit import errors
 from emit.arms import ARMS, CLASSICAL, Generated, choose_arms
-from emit.compat import HABITS, read_compat
+from emit.compat import HABITS, foreign, read_compat
 from emit.data.augment import augment, merge
 from emit.data.cache import Pictures
 from emit.data.geometry import unfit
@@ -23,7 +23,7 @@ from emit.data.splits import select, write_splits
 from emit.evaluation.fidelity import describe_generated, mask_fidelity
 from emit.evaluation.illustrate import run_folder
 from emit.evaluation.metrics import score_case, score_overlap
-from emit.evaluation.report import write_report, write_sweep
+from emit.evaluation.report import find_habits, write_report, write_sweep
 from emit.files import write_atomic
 from emit.networks.segmenter import Segmenter, SegmenterConfig, dice_ce_loss
 from emit.seeds import seed_from
@@ -298,6 +298,11 @@ def main():
         runs = {v: replace(run, generated=run.generated / run.out.name) for v, run in runs.items()}
     if settings.patches > settings.size:
         raise errors.InputError(f"--patches: is {settings.patches}, more than the {settings.size} pixels; give fewer")
+    for run in runs.values():
+        missing = set(foreign(settings.compat, "train_seg.py")) - set(find_habits(run))
+        if missing:
+            name = sorted(missing)[0]
+            raise errors.InputError(f"--compat: {name} is emit.generate's, and {run.generated} was not made with it; generate anew")
     cases, splits = open_data(settings)
     for run in runs.values():  # too many real cases stop here, before the first value is trained
         [choose_training(cases, split, run) for split in splits]

@@ -15,12 +15,19 @@ HABITS = {
 def read_compat(words, program):
     """Return the habits that the words of --compat switch on in a program of HABITS: a sorted tuple of names.
 
-    "diffboost" is all that the program has. Raises InputError for an unknown name or another program's.
+    "diffboost" is all that the program has. The other program's names may stand beside its own, so that one flag serves
+    both (`foreign` returns them). Raises InputError for an unknown name.
     """
-    named = {name for word in words for name in word.removeprefix("diffboost:").split("|")}
-    own = HABITS[program]
-    for name in sorted(named - {"diffboost", *own}):
-        owner = next((other for other, habits in HABITS.items() if name in habits), None)
-        remedy = f"give it to {owner}" if owner else f"choose from diffboost, {', '.join(own)}"
-        raise InputError(f"--compat: {name} is {'not for this program' if owner else 'unknown'}; {remedy}")
-    return tuple(sorted(own if "diffboost" in named else named))
+    named, own = _split(words), HABITS[program]
+    for name in sorted(named - {"diffboost", *sum(HABITS.values(), ())}):
+        raise InputError(f"--compat: {name} is unknown; choose from diffboost, {', '.join(own)}")
+    return tuple(sorted(own if "diffboost" in named else named & set(own)))
+
+
+def foreign(words, program):
+    """Return the names among the words of --compat that belong to the other program."""
+    return tuple(sorted(_split(words) - {"diffboost", *HABITS[program]}))
+
+
+def _split(words):
+    return {name for word in words for name in word.removeprefix("diffboost:").split("|")}

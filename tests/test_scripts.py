@@ -224,6 +224,7 @@ def test_a_sweep_over_real_cases_trains_every_arm_anew(folder, monkeypatch):
         (train_seg, ["--patches", 100], "--patches"),
         (train_seg, ["--patches", 0], "--patches"),
         (train_seg, ["--seeds", 0], "--seeds"),
+        (train_seg, ["--compat", "diffboost:no_shuffle,one_seed"], "--compat"),  # no images were made so
         (train_seg, ["--sweep", "real_cases=3,400"], "--real-cases"),
         (train_seg, ["--device", "cuda:99"], "--device"),
         (generate, ["--method", "ddpm", "--eta", 1], "--eta"),
