@@ -51,7 +51,7 @@ class Settings:
     vae_batch: int = setting(4, "[choice] as above", help="autoencoder batch", low=1)
     vae_lr: float = setting(2e-3, "[choice] small network, few steps", help="autoencoder learning rate", above=0)
     kl_weight: float = setting(1e-5, "[choice] smoother latents; [SD 1.5]: 1e-6", help="weight of the KL term", low=0)
-    hed_steps: int = setting(400, "[choice] half a minute", paper=0, help="HED steps", low=0)
+    hed_steps: int = setting(400, "[choice] ten seconds", paper=0, help="HED steps", low=0)
     hed_batch: int = setting(8, "[choice] as above", help="HED batch", low=1)
     hed_lr: float = setting(3e-3, "[choice] from scratch", help="HED learning rate", above=0)
     unet_steps: int = setting(1000, "[choice] two minutes", paper=0, help="UNet steps", low=0)
