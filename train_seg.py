@@ -222,9 +222,8 @@ def run_arm(name, fold, seed, cases, split, generated, settings, compat, known=N
         same = run_folder(known, name, fold, seed)
         shutil.copytree(same, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("state.pt", "scores.json"))
         found = json.loads((same / "scores.json").read_text())
-        network = build_segmenter(cases.classes, settings)
+        network = build_segmenter(cases.classes, settings).eval()
         network.load_state_dict(torch.load(folder / "best.pt", weights_only=True))
-        network.eval()
     else:
         training = choose_training(cases, split, settings)
         validation, test = (select(cases.cases, ids) for ids in (split.validation, split.test))
@@ -288,8 +287,8 @@ def compare(settings, cases, splits, generated, compat, known=None, known_arms=(
 def main():
     """Compare the arms, once for each value of a sweep."""
     settings = parse(Settings)
+    settings = replace(settings, device=str(distributed.start(settings.device)))
     compat = read_compat(settings.compat, "train_seg.py")
-    distributed.start(settings.device)  # an unknown or missing device stops here
     name = settings.sweep[0].partition("=")[0].replace("-", "_") if settings.sweep else None
     runs = vary(settings, tuple(SWEEPS))
     if name in OF_IMAGES and settings.generated is None:

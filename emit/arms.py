@@ -106,8 +106,8 @@ class Generated:
     """The generated images of one fold, by case.  images(case ids, rng): one random image of each, (B, 1, S, S)."""
 
     def __init__(self, folder, size, limit=None):
-        self.folder, self.manifest = Path(folder), Path(folder) / "manifest.jsonl"
-        manifest = self.manifest
+        self.folder = Path(folder)
+        self.manifest = manifest = self.folder / "manifest.jsonl"
         if not manifest.exists():
             raise InputError(f"{manifest}: is missing; run python -m emit.generate for this fold first")
         self.lines = [json.loads(line) for line in manifest.read_text().splitlines()]

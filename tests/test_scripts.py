@@ -188,7 +188,7 @@ def test_a_sweep_over_the_generators_settings_reaches_the_segmenter(folder, monk
     call(monkeypatch, generate, *labelled, *model, *made, "--sweep", "strength=0,1", "--compat", "diffboost:one_seed")
     out = folder / "swept_seg"
     sweep = ["--sweep", "strength=0,1", "--arms", "baseline,ours", *SHORT]
-    call(monkeypatch, train_seg, *labelled, "--generated", folder / "swept", "--out", out, *sweep)
+    call(monkeypatch, train_seg, *labelled, "--generated", folder / "swept", "--out", out, *sweep, "--device", "auto")
     assert json.loads((out / "sweep.json").read_text())["values"] == ["0", "1"]
     without, full = out / "strength_0", out / "strength_1"
     first, second = (place / "baseline" / "fold1_seed0" for place in (without, full))
