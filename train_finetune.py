@@ -1,7 +1,7 @@
 """Stage 2: the ControlNet on one segmentation set, once per fold, on that fold's training cases alone.
 
 The hint is the HED edge with the contour of the mask merged in, so that the generated anatomy follows the mask.
-Writes splits.json and fold<k>/controlnet.safetensors (the public `control_model.*` layout).
+Writes dataset.json, splits.json and fold<k>/controlnet.safetensors (the public `control_model.*` layout).
 """
 
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from emit import errors
 from emit.data.cache import Memo, Pictures
 from emit.data.edges import make_hint
 from emit.data.geometry import random_warp
-from emit.data.splits import write_splits
+from emit.dataset import DataSettings, check_size, choose_folds, choose_training, open_data, write_dataset
 from emit.diffusion.objective import loss_by_quartile
-from emit.ledger import record
+from emit.files import check_room
+from emit.ledger import join, open_ledger
 from emit.model import EmitDiff, drop_captions, find_edges, load_hed
-from emit.probes import condition_losses, save_samples
+from emit.probes import choose_fixed, condition_losses, save_samples
 from emit.seeds import generator
 from emit.training import distributed
 from emit.training.config import parse, save_config, setting
-from emit.training.dataset import DataSettings, check_size, choose_folds, choose_training, open_data
-from emit.training.loop import Run
+from emit.training.loop import Run, room_needed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,9 @@ class Settings(DataSettings):
 
     model: Path = setting(source="[choice] stage 1's", help="model.safetensors of stage 1, or Stable Diffusion")
     controlnet: Path | None = setting(None, "[choice] in --model", help="a ControlNet file of its own to start from")
+    prediction: Literal["eps", "v"] | None = setting(
+        None, "[choice] as the file says", help="what the UNet predicts, where --model cannot tell"
+    )
     hed: Path = setting(source="[choice] stage 1's", help="HED weights")
     out: Path = setting(source="[choice] your folder", help="the run folder, new or with --resume")
     fold: str = setting("all", "[paper] one model per fold", help="all, or one fold number")
@@ -83,9 +86,9 @@ class Settings(DataSettings):
 
 
 def train_fold(model, hed, cases, classes, settings, folder):
-    """Fine-tune the model's ControlNet on the cases; return the losses with right and wrong conditions at the end."""
+    """Fine-tune the model's ControlNet on the cases; return pictures, hints, and losses with right and wrong conditions."""
     pictures = Pictures(cases, settings.size)
-    edges = Memo(lambda indices: find_edges(hed, pictures.image(indices)))
+    edges = Memo(lambda image: find_edges(hed, image))
     model.requires_grad_(False)
     model.controlnet.requires_grad_(True)
     options = {name: getattr(settings, name) for name in ("steps", "batch", "lr", "seed", "warmup", "accumulate")}
@@ -93,34 +96,37 @@ def train_fold(model, hed, cases, classes, settings, folder):
     options |= {name: getattr(settings, name) for name in ("log_every", "save_every", "resume")}
     run = Run(folder, {"controlnet": model.controlnet}, ema=settings.ema or None, name=folder.name, **options)
 
-    def load(indices, rng):
+    def condition(batch, rng):
+        """Warp image, edge and mask together; return z_0 and hint."""
         window = (settings.window_low, settings.window_high)
-        image, mask = pictures.image(indices), pictures.mask(indices)
-        image, edge, mask = random_warp(image, edges(indices), mask, rng, settings.degrees, window)
+        edge = edges(batch.indices, batch.image)
+        image, edge, mask = random_warp(batch.image, edge, batch.mask, rng, settings.degrees, window)
         hint = make_hint(settings.hint, mask, edge, len(classes)).to(run.device)
         with torch.no_grad():
             posterior = model.vae.encode(image.expand(-1, 3, -1, -1).to(run.device))
-        z_0 = posterior.sample(torch.randn(posterior.mean.shape, generator=rng).to(run.device))
-        return z_0, pictures.prompts(indices), hint
+        return posterior.sample(torch.randn(posterior.mean.shape, generator=rng).to(run.device)), hint
 
-    fixed = load(list(range(min(len(pictures), 32))), generator(settings.seed, "probe"))
-    for _, indices in run.steps(pictures):
-        z_0, prompts, hint = load(indices, run.rng)
-        prompts = drop_captions(prompts, settings.caption_dropout, run.rng)
+    def probe():
+        """Return the losses with right and wrong conditions, always of the same cases, warps, noise and timesteps."""
+        fixed, wrong = choose_fixed([case.prompt for case in cases], settings.seed)
+        batch = pictures.batch(fixed)
+        z_0, hint = condition(batch, generator(settings.seed, "probe"))
+        return condition_losses(model, z_0, batch.prompts, wrong, hint, generator(settings.seed, "probe t"))
+
+    for _, batch in run.steps(pictures):
+        z_0, hint = condition(batch, run.rng)
+        prompts = drop_captions(batch.prompts, settings.caption_dropout, run.rng)
         t, eps = model.draw(z_0, run.rng)
         with run.autocast():
             loss = model.losses(z_0, t, eps, prompts, hint)
-        probes = (
-            condition_losses(model, *fixed, generator(settings.seed, "probe t"))
-            if run.due(settings.probe_every)
-            else {}
-        )
+        probes = probe() if run.due(settings.probe_every) else {}
         run.update(loss.mean(), **loss_by_quartile(loss.detach(), t, model.schedule.T), **probes)
     run.finish()
-    hints = Memo(lambda i: make_hint(settings.hint, pictures.mask(i), edges(i), len(classes)))
-    if distributed.rank() == 0:
-        save_samples(model, pictures, hints, folder / "samples.png", settings.seed, text_alone=0)
-    return condition_losses(model, *fixed, generator(settings.seed, "probe t"))
+
+    def hints(batch):
+        return make_hint(settings.hint, batch.mask, edges(batch.indices, batch.image), len(classes))
+
+    return pictures, hints, probe()
 
 
 def main():
@@ -133,23 +139,29 @@ def main():
     cases, splits = open_data(settings)
     folds = choose_folds(settings.fold, splits)
     hed, hed_header = load_hed(settings.hed)
-    model, headers = EmitDiff.load(settings.model, settings.controlnet)
+    model, headers = EmitDiff.load(settings.model, settings.controlnet, prediction=settings.prediction)
+    paths = [path for path in (settings.model, settings.controlnet) if path is not None]
+    ancestry = join(map(open_ledger, [*paths, settings.hed], [*headers, hed_header]))
     check_size(settings.size, model.sizes)
     model.to(device), hed.to(device)
     start = {name: value.clone() for name, value in model.controlnet.state_dict().items()}
     files = {"model": settings.model, "controlnet": settings.controlnet, "hed": settings.hed}
-    save_config(settings.out, settings, files)
+    save_config(settings.out, settings, files | {"splits": settings.splits}, cases.cases)
     if distributed.rank() == 0:
-        write_splits(settings.out / "splits.json", splits)
+        write_dataset(settings.out, settings, splits, settings.hint)
+        if not settings.resume:
+            check_room(settings.out, room_needed([model.controlnet] * len(folds), [model.controlnet] * len(folds)))
     for fold in folds:
         model.controlnet.load_state_dict(start)
         training = choose_training(cases, splits[fold], settings)
         folder = settings.out / f"fold{fold}"
-        losses = train_fold(model, hed, training, cases.classes, settings, folder)
-        header = record(f"fine-tuning, fold {fold}", training, [hed_header, *headers])
+        pictures, hints, losses = train_fold(model, hed, training, cases.classes, settings, folder)
+        seen = ancestry.add(f"fine-tuning, fold {fold}", pictures.hashes)
         if distributed.rank() == 0:
-            model.save(folder / "controlnet.safetensors", header | {"losses": losses}, ["controlnet"])
+            seen.write(settings.out)
+            model.save(folder / "controlnet.safetensors", seen.header | {"losses": losses}, ["controlnet"])
             print(f"{folder}: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
+            save_samples(model, pictures, hints, folder / "samples.png", settings.seed, text_alone=0)
     distributed.stop()
 
 

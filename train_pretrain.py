@@ -17,15 +17,16 @@ from emit.data.cases import read_cases
 from emit.data.edges import make_hint
 from emit.data.geometry import LINEAR, fit
 from emit.data.images import decode
+from emit.dataset import check_size
 from emit.diffusion.objective import loss_by_quartile
-from emit.ledger import record
+from emit.files import check_room
+from emit.ledger import Ledger, join, open_ledger
 from emit.model import DEMO_HED, EmitDiff, demo_sizes, drop_captions, find_edges, load_hed
-from emit.networks.hed import HED, class_balanced_loss
+from emit.networks.hed import HED, hed_loss
 from emit.probes import save_samples
 from emit.training import distributed
 from emit.training.config import parse, save_config, setting
-from emit.training.dataset import check_size
-from emit.training.loop import Run, check_options
+from emit.training.loop import Run, check_options, room_needed
 
 GIVEN_BY = {"hed": "--hed", "vae": "--vae or --weights", "unet": "--weights"}  # instead of training
 
@@ -41,6 +42,9 @@ class Settings:
         None, "[choice] demo trains all", help="Stable Diffusion file or folder; skips VAE, UNet"
     )
     vae: Path | None = setting(None, "[choice] demo trains it", help="model of the same --size; skips the VAE alone")
+    prediction: Literal["eps", "v"] | None = setting(
+        None, "[choice] as the file says", help="what the UNet predicts, where --weights cannot tell"
+    )
     hed: Path | None = setting(None, "[choice] demo trains it", help="HED weights; skips its training")
     size: int = setting(
         64, "[choice] CPU minutes; [authors' code]: 256", paper=256, help="side of the square images in pixels", low=16
@@ -146,8 +150,8 @@ def train_autoencoder(model, pictures, settings):
     """Reconstruction (L1) + KL; then measure the latent scale 1 / std(z) and keep it in the autoencoder."""
     vae = model.vae
     run = open_run(settings, "vae", {"vae": vae})
-    for _, indices in run.steps(pictures):
-        image = pictures.image(indices).expand(-1, 3, -1, -1).to(run.device)
+    for _, batch in run.steps(pictures):
+        image = batch.image.expand(-1, 3, -1, -1).to(run.device)
         with run.autocast():
             posterior = vae.encode(image)
             noise = torch.randn(posterior.mean.shape, generator=run.rng).to(run.device)
@@ -173,20 +177,19 @@ def measure_scale(vae, pictures, device, count=256):
 def train_hed(hed, pictures, settings):
     """Class-balanced deep supervision from boundary pictures, which lie in the same tree under --boundaries."""
 
-    def read_boundaries(indices):
-        paths = [settings.boundaries / Path(pictures.cases[i].path).relative_to(settings.data) for i in indices]
-        missing = [path for path in paths if not path.exists()]
-        if missing:
-            raise errors.InputError(f"{missing[0]}: missing; --boundaries needs one picture for each image of --data")
-        return torch.stack([fit(decode(path) / 255, settings.size, LINEAR, 0.0)[None].float() for path in paths])
+    def read_boundary(cases):
+        path = settings.boundaries / Path(cases[0].path).relative_to(settings.data)
+        if not path.exists():
+            raise errors.InputError(f"{path}: missing; --boundaries needs one picture for each image of --data")
+        return fit(decode(path) / 255, settings.size, LINEAR, 0.0).float()[None, None]
 
-    boundaries = Memo(read_boundaries)
+    boundaries = Memo(read_boundary)
     run = open_run(settings, "hed", {"hed": hed})
-    for _, indices in run.steps(pictures):
-        image = pictures.image(indices).expand(-1, 3, -1, -1).to(run.device)
+    for _, batch in run.steps(pictures):
+        image = batch.image.expand(-1, 3, -1, -1).to(run.device)
         with run.autocast():
             logits = hed.logits(image)
-        run.update(class_balanced_loss(logits, boundaries(indices).to(run.device)))
+        run.update(hed_loss(logits, boundaries(batch.indices, batch.cases).to(run.device)))
     run.finish()
 
 
@@ -197,11 +200,11 @@ def train_diffusion(model, part, pictures, latents, hints, settings):
     if not is_unet:
         model.vae.requires_grad_(False), model.text.requires_grad_(False), model.unet.requires_grad_(False)
     run = open_run(settings, part, trained)
-    for _, indices in run.steps(pictures):
-        z_0 = latents(indices, run.rng)
-        prompts = drop_captions(pictures.prompts(indices), settings.caption_dropout, run.rng)
+    for _, batch in run.steps(pictures):
+        z_0 = latents(batch, run.rng)
+        prompts = drop_captions(batch.prompts, settings.caption_dropout, run.rng)
         t, eps = model.draw(z_0, run.rng)
-        hint = None if is_unet else hints(indices).to(run.device)
+        hint = None if is_unet else hints(batch).to(run.device)
         with run.autocast():
             loss = model.losses(z_0, t, eps, prompts, hint)
         run.update(loss.mean(), **loss_by_quartile(loss.detach(), t, model.schedule.T))
@@ -220,28 +223,47 @@ def main():
     parts = choose_parts(settings)
     cases = read_cases(settings.data, layout="radimagenet").cases
     torch.manual_seed(settings.seed)  # of the initial weights; every later draw has its own generator
-    hed, hed_header = (HED(DEMO_HED), record("hed", cases)) if settings.hed is None else load_hed(settings.hed)
-    model, headers = (EmitDiff(demo_sizes(settings.size)), []) if settings.weights is None else EmitDiff.load(settings.weights)
+    pictures = Pictures(cases, settings.size)
+    if settings.hed is None:
+        hed, hed_ledger = HED(DEMO_HED), Ledger()
+    else:
+        hed, header = load_hed(settings.hed)
+        hed_ledger = open_ledger(settings.hed, header)
+    if settings.weights is None:
+        model, ancestry = EmitDiff(demo_sizes(settings.size)), Ledger()
+    else:
+        model, (header,) = EmitDiff.load(settings.weights, prediction=settings.prediction)
+        ancestry = open_ledger(settings.weights, header)
     check_size(settings.size, model.sizes)
     if settings.vae is not None:
-        headers = [fill_vae(model.vae, settings.vae)]
+        ancestry = open_ledger(settings.vae, fill_vae(model.vae, settings.vae))
     model.to(device), hed.to(device)
-    save_config(settings.out, settings, {"weights": settings.weights, "vae": settings.vae, "hed": settings.hed})
-    pictures = Pictures(cases, settings.size)
+    files = {"weights": settings.weights, "vae": settings.vae, "hed": settings.hed}
+    save_config(settings.out, settings, files, cases)
+    if not settings.resume:
+        trained = [{"hed": hed, "vae": model.vae, "unet": model.unet, "controlnet": model.controlnet}[part] for part in parts]
+        check_room(settings.out, room_needed(trained, [model, hed]) + 8 * len(cases) * (len(parts) + 2))  # hashes too
     if "hed" in parts:
         train_hed(hed, pictures, settings)
+        hed_ledger = Ledger().add("hed", pictures.hashes)
         if distributed.rank() == 0:
-            checkpoints.write_single(settings.out / "hed.safetensors", {"hed": hed.state_dict()}, hed_header)
+            hed_ledger.write(settings.out)
+            checkpoints.write_single(settings.out / "hed.safetensors", {"hed": hed.state_dict()}, hed_ledger.header)
     if "vae" in parts:
         train_autoencoder(model, pictures, settings)
-    latents = model.latent_memo(pictures)
-    hints = Memo(lambda indices: make_hint("hed", None, find_edges(hed, pictures.image(indices)), 2))
+    latents, edges = model.latent_memo(), Memo(lambda image: find_edges(hed, image))
+
+    def hints(batch):
+        return make_hint("hed", None, edges(batch.indices, batch.image), 2)
+
     if "unet" in parts:
         train_diffusion(model, "unet", pictures, latents, hints, settings)
         model.controlnet.copy_encoder(model.unet)
     train_diffusion(model, "controlnet", pictures, latents, hints, settings)
     if distributed.rank() == 0:
-        model.save(settings.out / "model.safetensors", record("pre-training", cases, [hed_header, *headers]))
+        seen = join([hed_ledger, ancestry]).add("pre-training", pictures.hashes)
+        seen.write(settings.out)
+        model.save(settings.out / "model.safetensors", seen.header)
         save_samples(model, pictures, hints, settings.out / "samples" / "final.png", settings.seed)
     distributed.stop()
 

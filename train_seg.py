@@ -1,36 +1,38 @@
 """Stage 3: segmenters on every arm, cross-validated: same steps, same images per step, one code path.
 
 Every fold has a training, a validation and a test part; the weights are chosen on validation and the test part is read
-once. Cases are scored on their native grid against the original mask, volumes as a whole.
+once. Cases are scored on their native grid against the original mask, volumes as a whole. Writes for each arm, fold and
+seed segmenter.safetensors, predictions.npz and scores.json; for all of them table, statistics, figures and report.html.
 """
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from emit import errors
-from emit.arms import ARMS, CLASSICAL, Generated, choose_arms
-from emit.compat import HABITS, foreign, read_compat
+from emit.arms import ARMS, CLASSICAL, OF_IMAGES, choose_arms
+from emit.checkpoints.writer import save
+from emit.compat import DEVIATIONS, foreign, read_compat
 from emit.data.augment import augment, merge
 from emit.data.cache import Pictures
-from emit.data.geometry import unfit
 from emit.data.splits import select, write_splits
+from emit.dataset import DataSettings, choose_training, inherit_dataset, open_data
 from emit.evaluation.fidelity import describe_generated, mask_fidelity
 from emit.evaluation.illustrate import run_folder
-from emit.evaluation.metrics import score_case, score_overlap
-from emit.evaluation.report import find_habits, write_report, write_sweep
-from emit.files import write_atomic
+from emit.evaluation.predict import find_labels, predict, save_labels, score, validate
+from emit.evaluation.report import find_deviations, write_report, write_sweep
+from emit.files import write_json
+from emit.generated import Generated
 from emit.networks.segmenter import Segmenter, SegmenterConfig, dice_ce_loss
 from emit.seeds import seed_from
 from emit.training import distributed
-from emit.training.config import parse, save_config, setting, vary
-from emit.training.dataset import DataSettings, choose_training, open_data
-from emit.training.loop import Run
+from emit.training.config import parse, save_config, setting, to_plain, vary
+from emit.training.loop import Run, read_lines, write_lines
 
 SWEEPS = {  # what --sweep takes, and the axis of its figure
     "n": "generated images per case",
@@ -40,9 +42,8 @@ SWEEPS = {  # what --sweep takes, and the axis of its figure
     "guidance": "guidance weight",
     "strength": "control strength",
 }
-
-OF_IMAGES = ("n", "guidance", "strength")  # without --generated they change nothing
 OF_FOLDERS = ("guidance", "strength", "real_cases")  # each value has its own images, in <generated>/NAME_VALUE
+READING = ("layout", "window", "channel", "axis", "labels")  # what a segmenter's images were read with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,25 +60,40 @@ class Settings(DataSettings):
     )
     variant: Literal["attention", "plain", "residual"] = setting("attention", "[paper]", help="kind of U-Net")
     channels: tuple[int, ...] = setting(
-        (8, 16, 32, 64), "[choice] small images; [authors' code]: six stages", paper=(16, 32, 64, 128, 128, 256), help="widths"
+        (8, 16, 32, 64),
+        "[choice] small images; [authors' code]: six stages",
+        paper=(16, 32, 64, 128, 128, 256),
+        help="widths",
     )
-    steps: int = setting(150, "[choice] seconds; [paper]: 100 epochs", paper=2000, help="steps, the same in every arm", low=1)
+    steps: int = setting(
+        150, "[choice] seconds; [paper]: 100 epochs", paper=2000, help="steps, the same in every arm", low=1
+    )
     batch: int = setting(8, "[authors' code]", help="images per step, the same in every arm", low=1)
-    lr: float = setting(3e-3, "[choice] few steps; [authors' code]: 1e-3", paper=1e-3, help="learning rate of AdamW", above=0)
+    lr: float = setting(
+        3e-3, "[choice] few steps; [authors' code]: 1e-3", paper=1e-3, help="learning rate of AdamW", above=0
+    )
     warmup: int = setting(10, "[choice] stable start", help="steps of linear warm-up", low=0)
     schedule: Literal["cosine", "constant"] = setting("cosine", "[choice] few steps", help="learning rate after it")
     clip: float | None = setting(1.0, "[choice] no step runs away", help="largest gradient norm", above=0)
     weight_decay: float = setting(0.01, "[choice] AdamW's own", help="of AdamW", low=0)
-    alpha: float = setting(0.6, "[paper]", help="share of real patches (patch merging) or images (mixing)", low=0, high=1)
-    patches: int = setting(6, "[paper] 384 / 64", help="patches per side; the size is rounded down to divide the image", low=1)
+    alpha: float = setting(
+        0.6, "[paper]", help="share of real patches (patch merging) or images (mixing)", low=0, high=1
+    )
+    patches: int = setting(6, "[paper] 384 / 64", help="patches per side", low=1)
     n: int | None = setting(None, "[paper] all there are", help="generated images used per case", low=1)
     select_every: int = setting(
-        25, "[choice] few steps; [authors' code]: every epoch", paper=100, help="steps between looks at validation", low=1
+        25,
+        "[choice] few steps; [authors' code]: every epoch",
+        paper=100,
+        help="steps between looks at validation",
+        low=1,
     )
-    tolerance: float = setting(2.0, "[choice] about a contour's width", help="of NSD, in mm, or pixels without spacing", low=0)
+    tolerance: float = setting(
+        2.0, "[choice] about a contour's width", help="of NSD, in mm, or pixels without spacing", low=0
+    )
     level: float = setting(0.05, "[choice] convention", help="level of tests and intervals", above=0, below=1)
     compat: tuple[str, ...] = setting(
-        (), "[authors' code]", help="diffboost, or diffboost:" + ",".join(HABITS["train_seg.py"])
+        (), "[authors' code]", help="diffboost, or diffboost:" + ",".join(DEVIATIONS["train_seg.py"])
     )
     sweep: tuple[str, ...] = setting(
         (), "[choice] none", help="NAME=V,V,...: the comparison once for each value, and a figure; " + ", ".join(SWEEPS)
@@ -85,233 +101,165 @@ class Settings(DataSettings):
     device: str = setting("cpu", "[choice] demo machine", paper="cuda", help="torch device", may_change=True)
     resume: bool = setting(False, "[choice] explicit", help="go on with the run in --out", may_change=True)
 
+    @property
+    def deviations(self):
+        """The names of emit.compat.DEVIATIONS that are on."""
+        return read_compat(self.compat, "train_seg.py")
 
-def build_segmenter(classes, settings):
-    """Return a new segmenter of the settings' sizes, on their device."""
-    config = SegmenterConfig(1, len(classes), settings.channels, variant=settings.variant)
-    return Segmenter(config).to(settings.device)
+
+@dataclass(frozen=True)
+class Fold:
+    """What the arms of a fold share: three lists of cases, the class names, the generated images (None: there are none)."""
+
+    number: int
+    classes: tuple
+    training: list
+    validation: list
+    test: list
+    generated: Generated | None
 
 
-def train_segmenter(arm, parts, generated, classes, settings, compat, folder, seed):
-    """Train one segmenter; return it with the weights that did best on the validation part."""
-    training, validation = (Pictures(part, settings.size) for part in parts[:2])
+def open_folds(settings, cases, splits):
+    """Return the folds, after looking for too few cases, for leaks, and for generated images of cases not chosen here."""
+    folds = []
+    for number, split in enumerate(splits):
+        training = choose_training(cases, split, settings)
+        validation, test = (select(cases.cases, ids) for ids in (split.validation, split.test))
+        generated = None
+        if settings.generated is not None:
+            generated = Generated(settings.generated / f"fold{number}", settings.size, settings.n)
+            generated.refuse_leaks(test)
+            generated.refuse_others(training)
+        if "select_on_test" in settings.deviations:
+            validation = test
+        folds.append(Fold(number, cases.classes, training, validation, test, generated))
+    return folds
+
+
+def train_segmenter(arm, fold, settings, folder, seed):
+    """Train one segmenter; return it with the weights that did best on the validation part (no such part: the last)."""
+    training, validation = (Pictures(cases, settings.size) for cases in (fold.training, fold.validation))
     torch.manual_seed(seed)  # of the initial weights
-    network = build_segmenter(classes, settings)
-    run = Run(
-        folder,
-        {"segmenter": network},
-        lr=settings.lr,
-        steps=settings.steps,
-        batch=settings.batch,
-        seed=seed,
-        warmup=settings.warmup,
-        schedule=settings.schedule,
-        clip=settings.clip,
-        weight_decay=settings.weight_decay,
-        shuffle="no_shuffle" not in compat,
-        log_every=settings.select_every,
-        save_every=settings.steps,
-        resume=settings.resume,
-        name=f"{folder.parent.name}/{folder.name}",
-    )
-    best = -1.0
-    if run.done == 0:
-        write_atomic(folder / "validation.jsonl", lambda temporary: temporary.write_text(""))
-    for step, indices in run.steps(training):
-        image, mask = training.image(indices), training.mask(indices)
-        real = arm.real(len(image), settings.size, step / settings.steps, settings, run.rng)
-        other = generated.images([training.cases[i].id for i in indices], run.rng) if arm.needs_generated else image
-        if "mix_logits" in compat:
-            logits, mask = mix_logits(network, arm, image, other, real, mask, run.rng)
-        else:
+    config = SegmenterConfig(1, len(fold.classes), settings.channels, variant=settings.variant)
+    network = Segmenter(config).to(settings.device)
+    names = ("lr", "steps", "batch", "warmup", "schedule", "clip", "weight_decay", "resume")
+    options = {name: getattr(settings, name) for name in names} | {"seed": seed}
+    options |= {"log_every": settings.select_every, "save_every": settings.select_every}
+    options |= {"shuffle": "no_shuffle" not in settings.deviations, "name": f"{folder.parent.name}/{folder.name}"}
+    run = Run(folder, {"segmenter": network}, **options)
+    selected, log = folder / "segmenter.safetensors", folder / "validation.jsonl"
+    reading = {name: to_plain(getattr(settings, name)) for name in READING}
+    header = {"config": asdict(config), "classes": fold.classes, "size": settings.size, "reading": reading}
+    # A step writes the selected weights, the line, and state.pt at its end. What is newer than state.pt is forgotten
+    # here and done again, to the same bits: so a kill between any two writes changes nothing.
+    lines = read_lines(log, run.done)
+    for step, batch in run.steps(training):
+        image, mask, other = batch.image, batch.mask, batch.image  # (B, 1, S, S), (B, S, S), (B, 1, S, S)
+        real = arm.real(len(image), settings.size, step / settings.steps, settings, run.rng)  # (B, 1, S or 1, S or 1)
+        if arm.needs_generated:
+            other = fold.generated.images([case.id for case in batch.cases], run.rng)
+        image, mask, other, real = (tensor.to(run.device) for tensor in (image, mask, other, real))
+        if "mix_logits" in settings.deviations:  # two forward passes, one augmentation for both
+            pair, mask = augment(torch.cat([image, other], dim=1), mask, arm.augmentation, run.rng)  # (B, 2, S, S)
+            logits = torch.where(real, network(pair[:, :1]), network(pair[:, 1:]))  # (B, K, S, S)
+        else:  # the inputs are mixed; the mask is right for both, as generated images follow it
             image, mask = augment(merge(image, other, real), mask, arm.augmentation, run.rng)
-            logits = network(image.to(run.device))
-        run.update(dice_ce_loss(logits, mask.to(run.device)))
+            logits = network(image)  # (B, K, S, S)
+        run.update(dice_ce_loss(logits, mask))
         if run.due(settings.select_every) or run.done == settings.steps:
-            dice = validate(network, validation, run.device)
-            with open(folder / "validation.jsonl", "a") as file:
-                file.write(json.dumps({"step": step, "dice": dice}) + "\n")
-            if dice >= best:
-                best = dice
-                write_atomic(folder / "best.pt", lambda temporary: torch.save(network.state_dict(), temporary))
-    network.load_state_dict(torch.load(folder / "best.pt", weights_only=True))
+            if fold.validation:
+                lines.append({"step": step, "dice": validate(network, validation)})
+            if not lines or lines[-1]["dice"] == max(line["dice"] for line in lines):  # of equals the latest
+                save(selected, network.state_dict(), header)
+            write_lines(log, lines)
+    network.load_state_dict(load_file(selected))
     return network.eval()
 
 
-def mix_logits(network, arm, image, other, real, mask, rng):
-    """Mix what two forward passes find, as the authors' code does, not the inputs; same augmentation for both."""
-    device = next(network.parameters()).device
-    again = rng.clone_state()
-    image, warped = augment(image, mask, arm.augmentation, rng)
-    other, _ = augment(other, mask, arm.augmentation, again)
-    return torch.where(real.to(device), network(image.to(device)), network(other.to(device))), warped
+def run_arm(name, fold, seed, settings, known=None):
+    """Train and score one segmenter; return {"rows": of its scores, "fidelity": of the generated images it has read}.
 
-
-@torch.no_grad()
-def validate(network, pictures, device):
-    """Return the mean Dice over the validation cases and classes at training size; volumes count whole, as in the test."""
-    network.eval()
-    whole = {}
-    for i, case in enumerate(pictures.cases):
-        found = network(pictures.image([i]).to(device)).argmax(1)[0].cpu().numpy()
-        whole.setdefault(case.volume or case.id, []).append((found, pictures.mask([i])[0].numpy()))
-    network.train()
-    pairs = [map(np.stack, zip(*slices, strict=True)) for slices in whole.values()]
-    labels = range(1, network.config.classes)
-    scores = [score_overlap(found == label, mask == label)["dice"] for found, mask in pairs for label in labels]
-    return float(np.mean(scores)) if scores else 0.0
-
-
-@torch.no_grad()
-def predict(network, cases, size, device):
-    """Segment each case on its native grid: {volume or case id: (prediction, target, spacing)}; volumes are stacked."""
-    pictures, found = Pictures(cases, size), {}
-    for i, case in enumerate(cases):
-        target = case.mask
-        logits = unfit(network(pictures.image([i]).to(device))[0].cpu(), target.shape)
-        found.setdefault(case.volume or case.id, []).append((case, logits.argmax(0).numpy(), target))
-    whole = {}
-    for name, slices in found.items():
-        slices.sort(key=lambda entry: entry[0].index)
-        case, prediction, target = slices[0]
-        spacing = case.spacing
-        if case.volume is not None:
-            prediction, target = (np.stack([entry[k] for entry in slices]) for k in (1, 2))
-            spacing = None if spacing is None else (case.thickness, *spacing)
-        whole[name] = prediction, target, spacing
-    return whole
-
-
-def score_fold(network, cases, classes, settings, compat, folder):
-    """Score the test cases: (rows, rows under the fake-pixel policy), one row per case and class; keep the predictions."""
-    rows, fake = [], []
-    found = predict(network, cases, settings.size, settings.device)
-    kept = {name: prediction.astype(np.uint8) for name, (prediction, _, _) in found.items()}
-    write_atomic(folder / "predictions.npz", lambda temporary: save_arrays(temporary, kept))
-    for name, (prediction, target, spacing) in found.items():
-        for kept, pixel in ((rows, "fake_pixel" in compat), (fake, True)):
-            scored = score_case(prediction, target, classes, spacing, settings.tolerance, fake_pixel=pixel)
-            kept += [{"case": name, **row} for row in scored]
-    return rows, fake
-
-
-def save_arrays(path, arrays):
-    """Write named arrays to one compressed file."""
-    with open(path, "wb") as file:
-        np.savez_compressed(file, **arrays)
-
-
-@torch.no_grad()
-def measure_fidelity(network, generated, classes, device):
-    """Return one row per generated image: does the baseline's segmenter find the mask that was asked for?"""
-    _, images, masks = zip(*generated.pairs(), strict=True)
-    return mask_fidelity(images, masks, lambda image: network(image.to(device)).argmax(1)[0].cpu().numpy(), classes)
-
-
-def run_arm(name, fold, seed, cases, split, generated, settings, compat, known=None):
-    """Train and score one (arm, fold, seed); return its rows. known: the folder of a run that did the very same.
-
-    A resumed run reads the scores that it has.
+    known: the folder of a run, already done, that differs in nothing that this arm depends on.
     """
-    folder = run_folder(settings.out, name, fold, seed)
-    scores = folder / "scores.json"
-    if scores.exists() and settings.resume:
+    folder = run_folder(settings.out, name, fold.number, seed)
+    scores = folder / "scores.json"  # written last
+    if settings.resume and scores.exists():
         return json.loads(scores.read_text())
-    where = {"arm": name, "fold": fold, "seed": seed}
-    if known is not None:
-        same = run_folder(known, name, fold, seed)
-        shutil.copytree(same, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("state.pt", "scores.json"))
-        found = json.loads((same / "scores.json").read_text())
-        network = build_segmenter(cases.classes, settings).eval()
-        network.load_state_dict(torch.load(folder / "best.pt", weights_only=True))
-    else:
-        training = choose_training(cases, split, settings)
-        validation, test = (select(cases.cases, ids) for ids in (split.validation, split.test))
-        if "select_on_test" in compat:
-            validation = test
-        number = seed_from(settings.seed, "segmenter", fold, seed)  # the same weights and order in every arm
-        parts = (training, validation)
-        network = train_segmenter(ARMS[name], parts, generated, cases.classes, settings, compat, folder, number)
-        rows, fake = score_fold(network, test, cases.classes, settings, compat, folder)
-        found = {"rows": [where | row for row in rows], "fake_pixel_rows": [where | row for row in fake]}
-    if name == "baseline" and generated is not None:  # also of a known run, whose generated images were others
-        found["fidelity"] = [where | row for row in measure_fidelity(network, generated, cases.classes, settings.device)]
-    write_atomic(scores, lambda temporary: temporary.write_text(json.dumps(found)))
+    if known is not None:  # then there is nothing left to train
+        ignore = shutil.ignore_patterns(scores.name)
+        shutil.copytree(run_folder(known, name, fold.number, seed), folder, dirs_exist_ok=True, ignore=ignore)
+        settings = replace(settings, resume=True)
+    number = seed_from(settings.seed, "segmenter", fold.number, seed)  # the same weights and order in every arm
+    network = train_segmenter(ARMS[name], fold, settings, folder, number)
+    predictions = predict(network, fold.test, settings.size)
+    save_labels(folder / "predictions.npz", predictions)
+    found = {"rows": score(predictions, fold.classes, settings.tolerance, "fake_pixel" in settings.deviations)}
+    judges = name == "baseline" and fold.generated is not None
+    found["fidelity"] = measure_fidelity(network, fold) if judges else []
+    where = {"arm": name, "fold": fold.number, "seed": seed}
+    found = {table: [where | row for row in rows] for table, rows in found.items()}
+    write_json(scores, found)
     return found
 
 
-def look_for_copies(generated, cases, split, settings):
-    """Describe a fold's generated images beside the training images of their own fold and the unseen test images."""
-    training = choose_training(cases, split, settings)
-    seen, unseen = (Pictures(part, settings.size) for part in (training, select(cases.cases, split.test)))
-    number = {case.id: place for place, case in enumerate(training)}
-    kept = [(number[case], image[0, 0]) for case, image, _ in generated.pairs() if case in number]
-    sources, images = zip(*kept, strict=True)
-    real = ([pictures.image([i])[0, 0] for i in range(len(pictures))] for pictures in (seen, unseen))
-    return describe_generated(images, sources, *real)
+def measure_fidelity(network, fold):
+    """Return one row per generated image: does the baseline's segmenter find the mask that was asked for?"""
+    _, images, masks = zip(*fold.generated.pairs(), strict=True)
+    return mask_fidelity(images, masks, lambda image: find_labels(network, image), fold.classes)
 
 
-def open_generated(settings, cases, splits):
-    """Return each fold's generated images (None: there are none), after looking for leaks and for cases not chosen here."""
-    if settings.generated is None:
-        return [None] * len(splits)
-    generated = [Generated(settings.generated / f"fold{f}", settings.size, settings.n) for f in range(len(splits))]
-    for source, split in zip(generated, splits, strict=True):
-        source.refuse_leaks(select(cases.cases, split.test))
-        source.refuse_others(choose_training(cases, split, settings))
-    return generated
+def look_for_copies(fold, size):
+    """Describe a fold's generated images beside its training images and the test images, which nothing has seen."""
+    number = {case.id: place for place, case in enumerate(fold.training)}
+    sources, images = zip(*((number[case], image[0, 0]) for case, image, _ in fold.generated.pairs()), strict=True)
+    training, test = (Pictures(cases, size).image(range(len(cases)))[:, 0] for cases in (fold.training, fold.test))
+    return describe_generated(images, sources, training, test)
 
 
-def compare(settings, cases, splits, generated, compat, known=None, known_arms=()):
+def compare(settings, cases, splits, folds, known):
     """Train and score every arm on every fold and seed, then write the report; return its results.
 
-    known: the folder of an earlier run, whose scores hold for known_arms as well.
+    known: {arm: folder of a run that holds for it too}.
     """
-    manifests = {f"fold{fold}": source.manifest for fold, source in enumerate(generated) if source is not None}
-    save_config(settings.out, settings, manifests)
+    manifests = {f"fold{fold.number}": fold.generated.manifest for fold in folds if fold.generated is not None}
+    save_config(settings.out, settings, manifests, cases.cases)
     write_splits(settings.out / "splits.json", splits)
-    found = {"rows": [], "fake_pixel_rows": [], "fidelity": []}
-    for fold, split in enumerate(splits):
-        for seed in range(settings.seeds):
-            for name in choose_arms(settings.arms, settings.generated):
-                earlier = known if name in known_arms else None
-                one = run_arm(name, fold, seed, cases, split, generated[fold], settings, compat, earlier)
-                for table, rows in found.items():
-                    rows += one.get(table, [])
-    if settings.generated is not None:
-        pairs = zip(generated, splits, strict=True)
-        found["beside_real"] = [look_for_copies(source, cases, split, settings) for source, split in pairs]
-    return write_report(settings.out, cases=cases, splits=splits, settings=settings, classical=CLASSICAL, **found)
+    arms, seeds = choose_arms(settings.arms, settings.generated), range(settings.seeds)
+    found = [run_arm(name, fold, seed, settings, known.get(name)) for fold in folds for seed in seeds for name in arms]
+    rows, fidelity = ([row for one in found for row in one[table]] for table in ("rows", "fidelity"))
+    beside_real = [look_for_copies(fold, settings.size) for fold in folds if fold.generated is not None]
+    return write_report(settings.out, rows, cases, splits, settings, CLASSICAL, fidelity, beside_real)
+
+
+def plan_runs(settings, name):
+    """Return {value of a sweep over `name`: settings of its run}, {None: settings} without one; refuse what cannot be."""
+    if name in OF_IMAGES and settings.generated is None:
+        raise errors.InputError(f"--sweep {name}: is of generated images; give --generated")
+    runs = vary(settings, tuple(SWEEPS))
+    if name in OF_FOLDERS and settings.generated is not None:
+        runs = {value: replace(run, generated=run.generated / run.out.name) for value, run in runs.items()}
+    for run in runs.values():
+        if run.patches > run.size:
+            raise errors.InputError(f"--patches: is {run.patches}, more than the {run.size} pixels; give fewer")
+        for missing in sorted(set(foreign(run.compat, "train_seg.py")) - set(find_deviations(run))):
+            words = f"{missing} is emit.generate's, and {run.generated} was not made with it"
+            raise errors.InputError(f"--compat: {words}; generate anew")
+    return runs
 
 
 def main():
     """Compare the arms, once for each value of a sweep."""
-    settings = parse(Settings)
+    distributed.refuse_several("train_seg.py")
+    settings = parse(Settings, inherit=inherit_dataset("generated"))
     settings = replace(settings, device=str(distributed.start(settings.device)))
-    compat = read_compat(settings.compat, "train_seg.py")
     name = settings.sweep[0].partition("=")[0].replace("-", "_") if settings.sweep else None
-    runs = vary(settings, tuple(SWEEPS))
-    if name in OF_IMAGES and settings.generated is None:
-        raise errors.InputError(f"--sweep {name}: is of generated images; give --generated")
-    if name in OF_FOLDERS and settings.generated is not None:
-        runs = {v: replace(run, generated=run.generated / run.out.name) for v, run in runs.items()}
-    if settings.patches > settings.size:
-        raise errors.InputError(f"--patches: is {settings.patches}, more than the {settings.size} pixels; give fewer")
-    for run in runs.values():
-        missing = set(foreign(settings.compat, "train_seg.py")) - set(find_habits(run))
-        if missing:
-            name = sorted(missing)[0]
-            raise errors.InputError(f"--compat: {name} is emit.generate's, and {run.generated} was not made with it; generate anew")
+    runs = plan_runs(settings, name)
     cases, splits = open_data(settings)
-    for run in runs.values():  # too many real cases stop here, before the first value is trained
-        [choose_training(cases, split, run) for split in splits]
-    arms = choose_arms(settings.arms, settings.generated)
-    generated = {value: open_generated(run, cases, splits) for value, run in runs.items()}
-    untouched = [arm for arm in arms if not ARMS[arm].depends_on(name)]
-    results, first = {}, None
+    folds = {value: open_folds(run, cases, splits) for value, run in runs.items()}  # what is refused stops here
+    results, known = {}, {}
     for value, run in runs.items():
-        results[value] = compare(run, cases, splits, generated[value], compat, first, untouched)
-        first = first or run.out
+        results[value] = compare(run, cases, splits, folds[value], known)
+        known = {arm: run.out for arm in ARMS if not ARMS[arm].depends_on(name)}
     if name is not None:
         write_sweep(settings.out, results, SWEEPS[name])
 

@@ -1,32 +1,32 @@
-"""The published habits that can be switched on, each alone, to measure what it does: --compat diffboost:NAME,NAME,...
+"""The published deviations that can be switched on, each alone, to measure what it does: --compat diffboost:NAME,NAME,...
 
 Each belongs to one program and is off by default; docs/paper.md says what stands in its place. The names that are on
-are kept in the generator's manifest and stamped on the report and on every figure; config.json keeps the words given.
+are in the generator's manifest and stamped on the report and on every figure; config.json holds the words of the flag.
 """
 
 from emit.errors import InputError
 
-HABITS = {
+DEVIATIONS = {
     "train_seg.py": ("select_on_test", "no_shuffle", "fake_pixel", "mix_logits"),
     "emit.generate": ("one_seed", "gray_sketch"),
 }
 
 
 def read_compat(words, program):
-    """Return the habits that the words of --compat switch on in a program of HABITS: a sorted tuple of names.
+    """Return the names that the words of --compat switch on in a program of DEVIATIONS: a sorted tuple.
 
     "diffboost" is all that the program has. The other program's names may stand beside its own, so that one flag serves
     both (`foreign` returns them). Raises InputError for an unknown name.
     """
-    named, own = _split(words), HABITS[program]
-    for name in sorted(named - {"diffboost", *sum(HABITS.values(), ())}):
+    named, own = _split(words), DEVIATIONS[program]
+    for name in sorted(named - {"diffboost", *sum(DEVIATIONS.values(), ())}):
         raise InputError(f"--compat: {name} is unknown; choose from diffboost, {', '.join(own)}")
     return tuple(sorted(own if "diffboost" in named else named & set(own)))
 
 
 def foreign(words, program):
     """Return the names among the words of --compat that belong to the other program."""
-    return tuple(sorted(_split(words) - {"diffboost", *HABITS[program]}))
+    return tuple(sorted(_split(words) - {"diffboost", *DEVIATIONS[program]}))
 
 
 def _split(words):

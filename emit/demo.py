@@ -1,9 +1,12 @@
 """The whole method on phantoms: prints and runs the four commands in order.     python -m emit.demo [FOLDER]
 
-Everything is the scripts' `demo` preset: phantom anatomy of 64 pixels in the public folder layouts, minutes on two cores.
+FOLDER: new, or one where an earlier demo was stopped, which goes on (default runs/demo). Everything is the scripts' `demo`
+preset: phantom anatomy of 64 pixels in the public folder layouts, minutes on two cores.
 """
 
+import argparse
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -17,37 +20,58 @@ def commands(folder):
     """Return the four commands of a whole run, as lists of words, on the phantoms in folder/phantoms."""
     phantoms, pretrained = folder / "phantoms", folder / "pretrain"
     python = [sys.executable]
-    labelled = ["--data", phantoms / "BUSI"]
     model = ["--model", pretrained / "model.safetensors", "--hed", pretrained / "hed.safetensors"]
     data = ["--data", phantoms / "radiology_ai", "--boundaries", phantoms / "boundaries"]
     lines = [
         ["train_pretrain.py", *data, "--out", pretrained],
-        ["train_finetune.py", *labelled, *model, "--out", folder / "finetune"],
-        ["-m", "emit.generate", *labelled, *model, "--finetuned", folder / "finetune", "--out", folder / "generated"],
-        ["train_seg.py", *labelled, "--generated", folder / "generated", "--arms", "paper", "--out", folder / "seg"],
+        ["train_finetune.py", "--data", phantoms / "BUSI", *model, "--out", folder / "finetune"],
+        ["-m", "emit.generate", *model, "--finetuned", folder / "finetune", "--out", folder / "generated"],
+        ["train_seg.py", "--generated", folder / "generated", "--arms", "paper", "--out", folder / "seg"],
     ]
     return [[*python, *map(str, line)] for line in lines]
 
 
+def write_whole(folder, write):
+    """Write a folder under a temporary name first, so that it is whole or not there."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    write(temporary)
+    temporary.rename(folder)
+
+
+def call(command):
+    """Run one command and wait for its end; what stops the demo stops it too, after it has saved its state."""
+    child = subprocess.Popen(command, cwd=Path(__file__).resolve().parents[1], start_new_session=True)  # one signal alone
+    try:
+        code = child.wait()
+    except errors.Stopped as stopped:
+        child.send_signal(stopped.args[0])
+        child.wait()
+        raise
+    if code:
+        raise errors.InputError(f"{command[1]}: stopped; what it printed says why")
+
+
 def main():
     """Write the phantoms, then run each command; stop at the first that fails."""
-    if len(sys.argv) > 2 or any(word.startswith("-") for word in sys.argv[1:]):
-        raise errors.InputError(
-            f"{sys.argv[1]}: the demo takes one optional argument, a new folder (default runs/demo)"
-        )
-    folder = Path(sys.argv[1] if len(sys.argv) == 2 else "runs/demo").resolve()
-    if folder.exists() and any(folder.iterdir()):
-        raise errors.InputError(f"{folder}: already holds something; give another folder")
+    parser = argparse.ArgumentParser("python -m emit.demo", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("runs/demo"))
+    folder = parser.parse_args().folder.resolve()
+    again = (folder / "phantoms").is_dir()
+    if not again and folder.exists() and any(path.name != ".phantoms.tmp" for path in folder.iterdir()):
+        raise errors.InputError(f"{folder}: already holds something that is no demo; give another folder")
     began = time.monotonic()
-    write_phantoms(folder / "phantoms")
+    if not again:
+        write_whole(folder / "phantoms", write_phantoms)
     for command in commands(folder):
+        command += ["--resume"] if again else []
         print("\n$ " + shlex.join(["python", *command[1:]]), flush=True)
         start = time.monotonic()
-        if subprocess.run(command, cwd=Path(__file__).resolve().parents[1]).returncode:
-            raise errors.InputError(f"{command[1]}: stopped; what it printed says why")
+        call(command)
         print(f"[{time.monotonic() - start:.0f} s]", flush=True)
     print(f"\nAll done in {(time.monotonic() - began) / 60:.1f} minutes. See {folder / 'seg' / 'report.html'}")
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, again="")

@@ -1,19 +1,71 @@
-"""The one error that is the user's to mend: one line that names the file, what is wrong with it, and the remedy."""
+"""How a program ends: the user's errors in one line, and signals after the step that is being computed."""
 
+import contextlib
+import shlex
+import signal
 import sys
+from pathlib import Path
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # Ctrl-C, and what clusters send
 
 
 class InputError(Exception):
     """Bad input. The message is one line: "FILE: what is wrong; what to do". Scripts print it and exit with code 2."""
 
 
-def run(main):
-    """Call main(); turn an InputError into its one line on stderr and exit code 2, and Ctrl-C into exit code 130."""
+class Stopped(BaseException):
+    """A signal asked the program to end. args: its number. No Exception: code that handles errors must not hold it up."""
+
+
+class _Deferred:
+    depth, signal = 0, None
+
+
+@contextlib.contextmanager
+def deferred():
+    """Within this context a first signal waits; `asked_to_stop` says that it came. A second one acts at once."""
+    _Deferred.depth += 1
+    try:
+        yield
+    finally:
+        _Deferred.depth -= 1
+
+
+def asked_to_stop():
+    """Return the number of the signal that waits, or None."""
+    return _Deferred.signal
+
+
+def _receive(number, frame):
+    if _Deferred.depth and _Deferred.signal is None:
+        _Deferred.signal = number
+    else:
+        raise Stopped(number)
+
+
+def program():
+    """Return the words that started this program, such as ["python", "-m", "emit.generate"], without its flags."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None or spec.name == "__main__":
+        return ["python", Path(sys.argv[0]).name]
+    return ["python", "-m", spec.name.removesuffix(".__main__")]
+
+
+def run(main, again="--resume"):
+    """Call main(). An InputError becomes its one line on stderr and exit code 2, a signal exit code 128 + its number.
+
+    again: the flag with which the same command goes on ("": none is needed; None: it starts anew).
+    """
+    for number in SIGNALS:
+        signal.signal(number, _receive)
     try:
         main()
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; a run with checkpoints goes on with --resume", file=sys.stderr)
-        sys.exit(130)
+    except Stopped as stopped:
+        number = stopped.args[0]
+        words = [*program(), *sys.argv[1:], *([again] if again and again not in sys.argv else [])]
+        remedy = "" if again is None else f"; go on with: {shlex.join(words)}"
+        print(f"\nstopped by {signal.Signals(number).name}{remedy}", file=sys.stderr)
+        sys.exit(128 + number)

@@ -1,9 +1,10 @@
 """Between stages 2 and 3: n labelled images for each training case of a fold, from pure noise and that case's edge.
 
-    python -m emit.generate --model MODEL --hed HED --finetuned RUN --data DATA --out FOLDER
+    python -m emit.generate --model MODEL --hed HED --finetuned RUN --out FOLDER
 
-Writes fold<k>/images, masks, edges and manifest.jsonl, whose lines hold all that is needed to make an image again.
-An image depends on (seed, case, index) and its settings alone, not on the batch, the order or a restart.
+The labelled set, its splits and the hint are those of the fine-tuning. Writes the folders of `emit.generated`.
+An image depends on (seed, case, index) and its settings alone, not on the order or a restart; with another --batch the
+last bits of its sums differ, which may turn a rounding by one grey level.
 """
 
 import json
@@ -13,22 +14,32 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from emit import checkpoints, errors
-from emit.compat import HABITS, read_compat
+from emit.compat import DEVIATIONS, read_compat
 from emit.data.cache import Pictures
 from emit.data.edges import edge_agreement, make_hint
 from emit.data.prompts import add_phrase, draw_phrase, gray_sketch
-from emit.data.splits import write_splits
-from emit.files import sha256, write_atomic
-from emit.ledger import record
+from emit.dataset import (
+    DataSettings,
+    check_size,
+    choose_folds,
+    choose_training,
+    inherit_dataset,
+    open_data,
+    write_dataset,
+)
+from emit.files import sha256, write_json
+from emit.generated import find_fault, is_whole, read_manifest, save_pictures, to_bytes
+from emit.ledger import join, open_ledger
 from emit.model import EmitDiff, Sampling, find_edges, load_hed
 from emit.seeds import generator, seed_from
 from emit.training import distributed
 from emit.training.config import parse, save_config, setting, vary
-from emit.training.dataset import DataSettings, check_size, choose_folds, choose_training, open_data
+from emit.training.loop import write_lines
+
+OF_EDGES = ("hed+contour", "hed", "contour")  # hints whose agreement with an image's edges means something
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +49,9 @@ class Settings(DataSettings):
     model: Path = setting(source="[choice] stage 1's", help="model.safetensors of stage 1, or Stable Diffusion")
     finetuned: Path = setting(
         source="[choice] stage 2's", help="run folder of stage 2, with fold<k>/controlnet.safetensors"
+    )
+    prediction: Literal["eps", "v"] | None = setting(
+        None, "[choice] as the file says", help="what the UNet predicts, where --model cannot tell"
     )
     hed: Path = setting(source="[choice] stage 1's", help="HED weights")
     out: Path = setting(source="[choice] your folder", help="the output folder, new or with --resume", may_change=True)
@@ -69,7 +83,7 @@ class Settings(DataSettings):
     negative: str = setting("", "[choice] no natural-image words", help="text of the unconditional half")
     grey: bool = setting(True, "[paper]", help="average the channels after decoding")
     compat: tuple[str, ...] = setting(
-        (), "[authors' code]", help="diffboost, or diffboost:" + ",".join(HABITS["emit.generate"])
+        (), "[authors' code]", help="diffboost, or diffboost:" + ",".join(DEVIATIONS["emit.generate"])
     )
     sweep: tuple[str, ...] = setting(
         (), "[choice] none", help="guidance=V,V,... or strength=V,V,...: one set of images in --out for each value"
@@ -80,98 +94,81 @@ class Settings(DataSettings):
     resume: bool = setting(False, "[choice] explicit", help="go on with the images in --out", may_change=True)
 
 
-def plan(pictures, settings, habits, done):
-    """List (case number, sample index, prompt, seed) for every image still to make."""
+def plan(pictures, settings, deviations):
+    """List (case number, sample index, prompt, seed) for every image of a fold."""
     jobs = []
     for number, case in enumerate(pictures.cases):
         for index in range(settings.n):
-            if (case.id, index) in done:
-                continue
             phrase = draw_phrase(generator(settings.seed, case.id, index, "phrase"))
             prompt = add_phrase(case.prompt, phrase, settings.phrase_weight) if settings.phrases else case.prompt
-            if "gray_sketch" in habits:
+            if "gray_sketch" in deviations:
                 prompt = gray_sketch(case.prompt, phrase)
-            source = () if "one_seed" in habits else (case.id,)
+            source = () if "one_seed" in deviations else (case.id,)
             jobs.append((number, index, prompt, seed_from(settings.seed, *source, index)))
     return jobs
 
 
-def save_picture(path, array):
-    """Write an 8-bit grey PNG in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, lambda temporary: Image.fromarray(array).save(temporary, "PNG"))
-
-
-def write_json(path, values):
-    """Write a JSON file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, lambda temporary: temporary.write_text(json.dumps(values)))
-
-
-def to_bytes(image):
-    """Turn an image in [-1, 1] into 0..255."""
-    return (image * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
-
-
-def read_manifest(folder):
-    """Return the entries of a fold's manifest ([]: none yet), without a last line that a kill cut off."""
-    entries, manifest = [], folder / "manifest.jsonl"
-    for line in manifest.read_text().splitlines() if manifest.exists() else []:
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return entries
-
-
-def generate_fold(model, hed, cases, classes, settings, habits, folder, weights):
-    """Make every image of one fold that the manifest does not hold yet; each line is written after its files."""
-    manifest, lines = folder / "manifest.jsonl", read_manifest(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(manifest, lambda temporary: temporary.write_text("".join(json.dumps(line) + "\n" for line in lines)))
-    pictures = Pictures(cases, settings.size)
+def generate_fold(model, hed, cases, classes, settings, deviations, folder, weights):
+    """Make every image of one fold that is not there whole; each line of the manifest is written after its files."""
+    manifest, pictures = folder / "manifest.jsonl", Pictures(cases, settings.size)
+    lines = {(line["case"], line["index"]): line for line in read_manifest(folder) if is_whole(folder, line)}
+    write_lines(manifest, lines.values())
     sampling = Sampling(**{name: getattr(settings, name) for name in Sampling.__dataclass_fields__})
-    jobs = plan(pictures, settings, habits, {(line["case"], line["index"]) for line in lines})
     reading = {name: getattr(settings, name) for name in ("layout", "window", "channel", "axis", "labels")}
-    sources = {case.id: sha256(case.path) for case in cases}
-    device = next(model.unet.parameters()).device
-    bar = tqdm(total=len(jobs), desc=folder.name, unit="image")
+    shared = {"hint": settings.hint, "size": settings.size, "negative": settings.negative, "sampling": asdict(sampling)}
+    shared |= {"precision": settings.precision, "weights": weights, "classes": classes, "synthetic": True}
+    shared |= {"compat": deviations, "reading": reading}
+    sources = {path: sha256(path) for path in {case.path for case in cases}}
+    jobs, device = plan(pictures, settings, deviations), next(model.unet.parameters()).device
+    chunks = [jobs[start : start + settings.batch] for start in range(0, len(jobs), settings.batch)]
+    chunks = [chunk for chunk in chunks if any((cases[job[0]].id, job[1]) not in lines for job in chunk)]
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
+    bar = tqdm(total=sum(map(len, chunks)), desc=folder.name, unit="image")
     with open(manifest, "a") as log, autocast, bar:
-        for start in range(0, len(jobs), settings.batch):
-            numbers, indices, prompts, seeds = zip(*jobs[start : start + settings.batch], strict=True)
-            masks = pictures.mask(numbers)
-            edges = find_edges(hed, pictures.image(numbers))
-            hint = make_hint(settings.hint, masks, edges, len(classes))
+        for chunk in chunks:  # always whole: the last bits of a sum depend on what is computed beside it
+            numbers, indices, prompts, seeds = zip(*chunk, strict=True)
+            real, masks = pictures.read(numbers)
+            hint = make_hint(settings.hint, masks, find_edges(hed, real), len(classes))
             images = model.generate(list(prompts), hint, seeds, settings.size, sampling, settings.negative)
             agreement = edge_agreement(find_edges(hed, images.mean(1, keepdim=True).cpu()), hint[:, :1])
             for row, (number, index) in enumerate(zip(numbers, indices, strict=True)):
                 case = cases[number]
+                if (case.id, index) in lines:
+                    continue
+                image = images[row].mean(0) if settings.grey else images[row].permute(1, 2, 0)
+                fault = find_fault(image)
+                if fault:
+                    words = "look at --guidance, --strength, --precision and the weights"
+                    raise errors.InputError(f"{folder}: image {index} of case {case.id} {fault}; {words}")
                 name = f"{case.id.replace('/', '_')}_{index:03d}.png"
-                picture = images[row].mean(0) if settings.grey else images[row].permute(1, 2, 0)
-                save_picture(folder / "images" / name, to_bytes(picture))
-                save_picture(folder / "masks" / name, masks[row].to(torch.uint8).numpy())
-                save_picture(folder / "edges" / name, to_bytes(2 * hint[row, 0] - 1))
+                files = to_bytes(image), masks[row].to(torch.uint8).numpy(), to_bytes(2 * hint[row, 0] - 1)
                 line = {"file": name, "case": case.id, "index": index, "prompt": prompts[row], "seed": seeds[row]}
-                line |= {"hint": settings.hint, "size": settings.size, "negative": settings.negative}
-                line |= {"sampling": asdict(sampling), "precision": settings.precision}
-                line |= {"edge_agreement": round(agreement[row].item(), 4)}
-                line |= {"weights": weights, "source": sources[case.id], "classes": classes, "synthetic": True}
-                line |= {"compat": habits, "reading": reading}
+                line |= {"sha256": save_pictures(folder, name, *files), "source": sources[case.path], **shared}
+                if settings.hint in OF_EDGES:
+                    line["edge_agreement"] = round(agreement[row].item(), 4)
+                lines[case.id, index] = line
                 log.write(json.dumps(line) + "\n")
-            log.flush()
+                log.flush()
             bar.update(len(numbers))
-    agreements = [json.loads(line)["edge_agreement"] for line in manifest.read_text().splitlines()]
-    mean, spread = np.mean(agreements), np.std(agreements)
-    print(f"{folder}: {len(agreements)} images, edge agreement (F1 within 1 pixel) {mean:.3f} +- {spread:.3f}")
+    ordered = [lines[cases[number].id, index] for number, index, *_ in jobs]
+    write_lines(manifest, ordered)
+    tell_fold(folder, ordered)
+
+
+def tell_fold(folder, lines):
+    """Print how many images there are and how well they follow their edges."""
+    agreements = [line["edge_agreement"] for line in lines if "edge_agreement" in line]
+    words = f", edge agreement (F1 within 1 pixel) {np.mean(agreements):.3f} +- {np.std(agreements):.3f}" if agreements else ""
+    print(f"{folder}: {len(lines)} images{words}")
 
 
 def main():
     """Generate every fold that is asked for, once for each value of a sweep."""
-    settings = parse(Settings)
+    settings = parse(Settings, inherit=inherit_dataset("finetuned"))
     if settings.eta and settings.method != "ddim":
         raise errors.InputError(f"--eta: is DDIM's, and --method is {settings.method}; leave one of them out")
-    habits = read_compat(settings.compat, "emit.generate")
+    distributed.refuse_several("emit.generate")
+    deviations = read_compat(settings.compat, "emit.generate")
     runs = vary(settings, ("guidance", "strength"))
     cases, splits = open_data(settings)
     folds = choose_folds(settings.fold, splits)
@@ -180,26 +177,29 @@ def main():
     files = {f"fold{fold}": settings.finetuned / f"fold{fold}" / "controlnet.safetensors" for fold in folds}
     for controlnet in files.values():  # all can be read, before anything is written
         checkpoints.read(controlnet)
-    model, headers = EmitDiff.load(settings.model, files[f"fold{folds[0]}"])
+    model, headers = EmitDiff.load(settings.model, files[f"fold{folds[0]}"], prediction=settings.prediction)
     check_size(settings.size, model.sizes)
     for folder in [run.out / f"fold{fold}" for run in runs.values() for fold in folds]:
         if not settings.resume and read_manifest(folder):
             raise errors.InputError(f"{folder}: already holds images; go on with --resume or choose another folder")
     for run in runs.values():
-        save_config(run.out, run, {"model": settings.model, "hed": settings.hed, **files})
-        write_splits(run.out / "splits.json", splits)
+        save_config(run.out, run, {"model": settings.model, "hed": settings.hed, **files}, cases.cases)
+        write_dataset(run.out, settings, splits, settings.hint)
     shared = {"model": sha256(settings.model), "hed": sha256(settings.hed)}
     for fold in folds:
         controlnet = files[f"fold{fold}"]
         if fold != folds[0]:
-            model, headers = EmitDiff.load(settings.model, controlnet)
+            model, headers = EmitDiff.load(settings.model, controlnet, prediction=settings.prediction)
         model.to(device).requires_grad_(False), hed.to(device)
+        paths = (settings.model, controlnet, settings.hed)
+        ancestry = join(map(open_ledger, paths, (*headers, hed_header)))
         weights = {**shared, "controlnet": sha256(controlnet)}
         training = choose_training(cases, splits[fold], settings)
         for run in runs.values():
             folder = run.out / f"fold{fold}"
-            write_json(folder / "ledger.json", record("generation", [], [*headers, hed_header]))
-            generate_fold(model, hed, training, cases.classes, run, habits, folder, weights)
+            ancestry.write(run.out)
+            write_json(folder / "ledger.json", ancestry.header)
+            generate_fold(model, hed, training, cases.classes, run, deviations, folder, weights)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,110 @@
-"""The leak ledger: which cases a checkpoint, and every checkpoint it came from, has seen.
+"""The leak ledger: which pictures a checkpoint, and every checkpoint it came from, has seen.
 
-A case is recognised by its content alone. Ids only name what was found: "0001" of another data set is another case.
+A picture is recognised by its content alone (`emit.data.similarity.content_hash`), 8 bytes each. A header names a list of
+hashes by its SHA-256; the list lies in ledger/<SHA-256>.npy, in the folder of the weights or the one above, once for all
+checkpoints there (in a diffusers folder: inside it). So a header stays short, whatever was seen, and run folders can be moved.
 """
 
-from emit.data.splits import content_hash
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+
+from emit.data.similarity import content_hash
+from emit.errors import InputError
+from emit.files import write_bytes
 
 
-def record(stage, cases, ancestors=()):
-    """Return a checkpoint header's {"ancestry": [...]}: the ancestors' entries and one for this stage.
+class Ledger:
+    """entries: dicts of stage, cases (how many) and hashes (the SHA-256 of their list); lists: {SHA-256: the .npy bytes}.
 
-    ancestors: headers of the checkpoints that this one started from. An entry is {"stage", "cases": {id: content hash}}.
+    No entry means that nothing is known, as of public weights; not that nothing was seen.
     """
-    inherited = []
-    for header in ancestors:
-        inherited += [entry for entry in header.get("ancestry", []) if entry not in inherited]
-    return {"ancestry": [*inherited, {"stage": stage, "cases": {case.id: content_hash(case) for case in cases}}]}
+
+    def __init__(self, entries=(), lists=None):
+        self.entries, self.lists = list(entries), dict(lists or {})
+
+    @property
+    def header(self):
+        """What a checkpoint's header holds: {"ancestry": entries}."""
+        return {"ancestry": self.entries}
+
+    def add(self, stage, hashes):
+        """Return a ledger with one entry more.
+
+        hashes: int64 or uint64, an array or tensor; 0 stands for a picture that was not read and is left out.
+        """
+        found = np.unique(np.asarray(hashes).view(np.uint64))
+        found = found[found != 0]
+        memory = io.BytesIO()
+        np.save(memory, found)
+        digest = hashlib.sha256(memory.getvalue()).hexdigest()
+        entry = {"stage": stage, "cases": len(found), "hashes": digest}
+        return join([self, Ledger([entry], {digest: memory.getvalue()})])
+
+    def write(self, folder):
+        """Write the lists that folder/ledger does not hold yet."""
+        for digest, content in self.lists.items():
+            path = Path(folder) / "ledger" / f"{digest}.npy"
+            if not path.exists():
+                write_bytes(path, content)
+
+    def find(self, cases):
+        """Return (case id, stage) for every case whose picture was seen.
+
+        A near-duplicate, or a slice read with another window, channel or axis, is another picture and is not found.
+        """
+        seen = [(entry["stage"], np.load(io.BytesIO(self.lists[entry["hashes"]]))) for entry in self.entries]
+        wanted = np.array([content_hash(case.image) for case in cases], np.uint64)
+        leaks = []
+        for stage, hashes in seen:
+            places = np.searchsorted(hashes, wanted).clip(max=max(len(hashes) - 1, 0))
+            hit = hashes[places] == wanted if len(hashes) else np.zeros(len(wanted), bool)
+            leaks += [(case.id, stage) for case, there in zip(cases, hit, strict=True) if there]
+        return leaks
 
 
-def find_leaks(header, cases):
-    """Return (case id, stage, id under which it was seen) for every case whose content the checkpoint has seen.
+def join(ledgers):
+    """Return one ledger with the entries of all, each once."""
+    joined = Ledger()
+    for ledger in ledgers:
+        joined.entries += [entry for entry in ledger.entries if entry not in joined.entries]
+        joined.lists |= ledger.lists
+    return joined
 
-    Content is the picture as it was read: a near-duplicate, or a slice read with another window, channel or axis, is
-    not found.
-    """
-    leaks = []
-    for case in cases:
-        fingerprint = content_hash(case)
-        for entry in header.get("ancestry", []):
-            leaks += [(case.id, entry["stage"], name) for name, seen in entry["cases"].items() if seen == fingerprint]
-    return leaks
+
+def open_ledger(path, header):
+    """Return the Ledger of a file with this header. Raises InputError where a list is missing, damaged or another."""
+    entries, lists = header.get("ancestry", []), {}
+    if not isinstance(entries, list) or not all(_is_entry(entry) for entry in entries):
+        raise InputError(f"{path}: its ancestry is damaged, so leaks cannot be ruled out; write the file anew")
+    for digest in {entry["hashes"] for entry in entries}:
+        whole = Path(path).absolute()
+        folders = [*([whole] if whole.is_dir() else []), whole.parent, whole.parent.parent]
+        places = [folder / "ledger" / f"{digest}.npy" for folder in folders]
+        file = next((place for place in places if place.is_file()), None)
+        if file is None:
+            raise InputError(f"{places[0]}: is missing, and tells what {Path(path).name} was trained on; copy it along")
+        lists[digest] = file.read_bytes()
+        if hashlib.sha256(lists[digest]).hexdigest() != digest:
+            raise InputError(f"{file}: is damaged, so leaks cannot be ruled out; copy it from where it was written")
+    return Ledger(entries, lists)
+
+
+def _is_entry(entry):
+    kinds = {"stage": str, "cases": int, "hashes": str}
+    if not isinstance(entry, dict) or entry.keys() != kinds.keys():
+        return False
+    fits = all(isinstance(entry[name], kind) for name, kind in kinds.items())
+    return fits and len(entry["hashes"]) == 64 and entry["hashes"].isalnum()
+
+
+def read(path):
+    """Return the Ledger of a JSON file, such as the generator's fold<k>/ledger.json."""
+    try:
+        header = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read, so leaks cannot be ruled out ({error}); generate anew") from error
+    return open_ledger(path, header if isinstance(header, dict) else {"ancestry": None})

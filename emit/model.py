@@ -1,6 +1,8 @@
 """Where the parts meet: the sizes of each preset, and EmitDiff = autoencoder + text encoder + UNet + ControlNet."""
 
+import json
 import math
+import sys
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -11,10 +13,9 @@ from emit.data.cache import Memo
 from emit.diffusion.guidance import classifier_free, control_scales
 from emit.diffusion.objective import per_sample_loss
 from emit.diffusion.samplers import sample
-from emit.diffusion.schedule import Schedule, q_sample, to_v, v_to_eps
+from emit.diffusion.schedule import Schedule, q_sample, raise_precision, to_v, v_to_eps
 from emit.errors import InputError
 from emit.networks.controlnet import ControlNet
-from emit.networks.hed import HED, HEDv11
 from emit.networks.text import TextConfig, TextEncoder
 from emit.networks.unet import UNet, UNetConfig
 from emit.networks.vae import AutoencoderKL, Posterior, VAEConfig
@@ -77,7 +78,9 @@ def demo_sizes(size):
     """
     extra = max(0, math.ceil(math.log2(size / 64)))
     channels = DEMO.vae.z_channels * 2**extra
-    vae = replace(DEMO.vae, z_channels=channels, channel_mult=DEMO.vae.channel_mult + DEMO.vae.channel_mult[-1:] * extra)
+    vae = replace(
+        DEMO.vae, z_channels=channels, channel_mult=DEMO.vae.channel_mult + DEMO.vae.channel_mult[-1:] * extra
+    )
     hint_channels = DEMO.unet.hint_channels + DEMO.unet.hint_channels[-1:] * extra
     unet = replace(DEMO.unet, in_channels=channels, out_channels=channels, hint_channels=hint_channels)
     return replace(DEMO, vae=vae, unet=unet)
@@ -92,30 +95,19 @@ def drop_captions(prompts, rate, rng):
 def load_hed(path):
     """Return the HED network, of either kind and any size, that a weight file holds, and the file's header."""
     file = checkpoints.read(path)
-    parts = file.parts
-    if "hed" in parts:
-        hed = HED(
-            [
-                parts["hed"][f"moduleVgg{stage}.weight"].shape[0]
-                for stage in ("One.0", "Two.1", "Thr.1", "Fou.1", "Fiv.1")
-            ]
-        )
-        checkpoints.fill(hed, parts["hed"], path, "hed")
-    elif "hed_v11" in parts:
-        hed = HEDv11([parts["hed_v11"][f"block{stage}.convs.0.weight"].shape[0] for stage in range(1, 6)])
-        checkpoints.fill(hed, parts["hed_v11"], path, "hed_v11")
-    else:
-        raise InputError(
-            f"{path}: holds {', '.join(parts)}, not HED; give network-bsds500, ControlNetHED or our hed.safetensors"
-        )
-    return hed.requires_grad_(False), file.header
+    kind = next((kind for kind in ("hed", "hed_v11") if kind in file.parts), None)
+    if kind is None:
+        found = ", ".join(file.parts)
+        raise InputError(f"{path}: holds {found}, not HED; give network-bsds500, ControlNetHED or our hed.safetensors")
+    hed = checkpoints.NETWORKS[kind](file.sizes[kind])
+    return checkpoints.fill(hed, file.parts[kind], path, kind).requires_grad_(False), file.header
 
 
 @torch.no_grad()
 def find_edges(hed, image):
     """Run HED on grey images (B, 1, H, W) in [-1, 1]: edge probability (B, 1, H, W), on the images' device."""
     device = next(hed.parameters()).device
-    return hed(image.expand(-1, 3, -1, -1).to(device)).to(image.device)
+    return hed(image.expand(-1, 3, -1, -1).to(device)).float().to(image.device)
 
 
 def to_grey(image):
@@ -162,7 +154,9 @@ class EmitDiff(nn.Module):
             control = self.controlnet(z_t, t, context, hint)
             scales = scales or [1.0] * len(control)
             control = [scale * residual for scale, residual in zip(scales, control, strict=True)]
-        return self.unet(z_t, t, context, control)
+        return raise_precision(
+            self.unet(z_t, t, context, control)
+        )  # what leaves the network is float32, also under autocast
 
     def predict(self, z_t, t, context, hint=None, scales=None):
         """Return eps_hat (B, 4, h, w), whatever the network predicts."""
@@ -191,19 +185,19 @@ class EmitDiff(nn.Module):
         rows = [sum(weight * states[different.index(text)] for weight, text in mixture) for mixture in mixtures]
         return torch.stack(rows)
 
-    def latent_memo(self, pictures):
-        """Return (indices, rng) -> z_0 from the autoencoder's posterior, whose moments are computed once per picture."""
+    def latent_memo(self):
+        """Return (batch, rng) -> z_0 from the autoencoder's posterior, whose moments are computed once per picture."""
         device = next(self.vae.parameters()).device
 
         @torch.no_grad()
-        def encode(indices):
-            posterior = self.vae.encode(pictures.image(indices).expand(-1, 3, -1, -1).to(device))
+        def encode(image):
+            posterior = self.vae.encode(image.expand(-1, 3, -1, -1).to(device))
             return torch.cat([posterior.mean, posterior.log_variance], dim=1)
 
         moments = Memo(encode)
 
-        def latents(indices, rng):
-            mean, log_variance = moments(indices).chunk(2, dim=1)
+        def latents(batch, rng):
+            mean, log_variance = moments(batch.indices, batch.image).chunk(2, dim=1)
             return Posterior(mean, log_variance, self.vae.scale).sample(
                 torch.randn(mean.shape, generator=rng).to(device)
             )
@@ -226,7 +220,7 @@ class EmitDiff(nn.Module):
 
     @torch.no_grad()
     def generate(self, prompts, hint, seeds, size, sampling=Sampling(), negative=""):
-        """Draw images (B, 3, size, size) in [-1, 1]; image b depends on its prompt, hint and seed alone.
+        """Draw images (B, 3, size, size) in [-1, 1], nan where numbers overflowed; image b depends on its prompt, hint, seed.
 
         prompts: as in `contexts`. hint: (B, 3, size, size) in [0, 1], or None for text alone. size: a multiple of 8
         latent cells.
@@ -247,7 +241,8 @@ class EmitDiff(nn.Module):
             spacing=sampling.spacing,
             t_end=0 if sampling.spacing == "leading" else -1,  # the public convention ends at alpha_bar[0]
         )
-        image = self.vae.decode(z_0).clamp(-1, 1)
+        decoded = self.vae.decode(z_0).float()
+        image = decoded.clamp(-1, 1).masked_fill(~decoded.isfinite(), math.nan)  # an overflow must not look like white
         return to_grey(image) if sampling.grey else image
 
     def save(self, path, header=None, parts=PARTS):
@@ -259,26 +254,48 @@ class EmitDiff(nn.Module):
         checkpoints.write_single(path, tensors, {**(header or {}), "config": sizes})
 
     @classmethod
-    def load(cls, path, controlnet=None, parts=PARTS):
+    def load(cls, path, controlnet=None, parts=PARTS, prediction=None):
         """Return the model built from a public or own file or folder, and the headers of the files read.
 
-        controlnet: that part's own file. A missing ControlNet starts as a copy of the UNet's encoder. Raises InputError
-        where another part is missing.
+        controlnet: a file of which that part alone is taken. A missing ControlNet starts as a copy of the UNet's encoder.
+        prediction: "eps" or "v", needed where the file does not say it (Stable Diffusion 2). Prints a line to stderr where
+        the file also holds a moving average, which is not taken. Raises InputError where a part is missing, of other
+        sizes, or where the prediction is not known or stated otherwise.
         """
-        files = [checkpoints.read(file) for file in (path, controlnet) if file is not None]
-        sizes = sizes_of(path, files[0])
-        found = {name: tensors for file in files for name, tensors in file.parts.items()}
+        file = checkpoints.read(path, prediction=prediction)
+        sizes, found, paths = sizes_of(path, file), dict(file.parts), {}
+        headers = [file.header]
+        if controlnet is not None:
+            found["controlnet"], header = read_controlnet(controlnet, sizes)
+            headers, paths = [*headers, header], {"controlnet": controlnet}
         for name in set(parts) - {"controlnet"} - set(found):
             raise InputError(
                 f"{path}: holds no {name}, only {', '.join(found)}; give a file with all of {', '.join(parts)}"
             )
+        if file.ema is False and "unet" in parts:
+            average = f"python -m emit.checkpoints export {path} --ema --to single FILE2"
+            print(
+                f"{path}: the trained weights were taken, not their moving average; {average} gives it", file=sys.stderr
+            )
         with torch.device("meta"):
             model = cls(sizes, [name for name in parts if name in found])
         for name in [name for name in parts if name in found]:
-            checkpoints.fill(getattr(model, name), found[name], path, name)
+            checkpoints.fill(getattr(model, name), found[name], paths.get(name, path), name)
         if "controlnet" in parts and "controlnet" not in found:
             model.controlnet = ControlNet(sizes.unet).copy_encoder(model.unet)
-        return model, [file.header for file in files]
+        return model, headers
+
+
+def read_controlnet(path, sizes):
+    """Return the ControlNet's tensors out of a file, and its header, which must not speak of another UNet than sizes.unet."""
+    file = checkpoints.read(path)
+    if "controlnet" not in file.parts:
+        found = ", ".join(file.parts)
+        raise InputError(f"{path}: holds {found} but no ControlNet; give one, such as stage 2's controlnet.safetensors")
+    stated, own = file.header.get("config"), json.loads(json.dumps(asdict(sizes)))
+    if stated and any(stated.get(name) != own[name] for name in ("unet", "prediction")):
+        raise InputError(f"{path}: its ControlNet belongs to another UNet, by its header; give one made for this model")
+    return file.parts["controlnet"], file.header
 
 
 def sizes_of(path, checkpoint):
@@ -287,6 +304,6 @@ def sizes_of(path, checkpoint):
     missing = [name for name in ("unet", "vae", "text") if name not in config]
     if missing:
         raise InputError(f"{path}: holds {', '.join(checkpoint.parts)} but no {missing[0]}; give a whole model")
-    if config["prediction"] == "unknown":
-        config = {**config, "prediction": SD21.prediction}
+    if checkpoint.prediction == "unknown":
+        raise InputError(f"{path}: does not say what its UNet predicts; give it: --prediction eps or v")
     return Sizes.from_dict(config)

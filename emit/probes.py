@@ -7,29 +7,47 @@ from emit.model import Sampling
 from emit.seeds import generator, seed_from
 
 
+def choose_fixed(prompts, seed, count=32):
+    """Draw up to `count` of the cases; return their numbers, and for each a prompt of the set that is not its own.
+
+    The wrong prompts are None where the set has one prompt alone.
+    """
+    rng = generator(seed, "fixed cases")
+    numbers = torch.randperm(len(prompts), generator=rng)[:count].tolist()
+    different = sorted(set(prompts))
+    if len(different) == 1:
+        return numbers, None
+    others = [[prompt for prompt in different if prompt != prompts[number]] for number in numbers]
+    return numbers, [other[torch.randint(len(other), (), generator=rng)] for other in others]
+
+
 @torch.no_grad()
-def condition_losses(model, z_0, prompts, hint, rng):
-    """Return the mean loss with the true, a zero and another image's hint, and with another's and the empty prompt.
+def condition_losses(model, z_0, prompts, wrong, hint, rng):
+    """Return the mean loss with the true, a zero and another case's hint, and with a wrong and the empty prompt.
 
     A condition that is used makes the loss with the true one the smallest. Same noise and timesteps for all.
+    wrong: as many prompts that differ from the true ones; None leaves that number out.
     """
     t, eps = model.draw(z_0, rng)
-    others = prompts[1:] + prompts[:1]
     asked = {
         "hint_true": (prompts, hint),
         "hint_zero": (prompts, torch.zeros_like(hint)),
         "hint_other": (prompts, hint.roll(1, 0)),
-        "prompt_other": (others, hint),
+        "prompt_wrong": (wrong, hint),
         "prompt_empty": ([""] * len(prompts), hint),
     }
+    asked = {name: conditions for name, conditions in asked.items() if conditions[0] is not None}
     return {name: model.losses(z_0, t, eps, *conditions).mean().item() for name, conditions in asked.items()}
 
 
 def save_samples(model, pictures, hints, path, seed, count=9, text_alone=2, sampling=Sampling()):  # noqa: B008 (frozen)
-    """Save rows of fixed cases: original, reconstruction, hint, two generated images, and `text_alone` without hint."""
+    """Save rows of fixed cases: original, reconstruction, hint, two generated images, and `text_alone` without hint.
+
+    hints: function of a Batch.
+    """
     order = torch.randperm(len(pictures), generator=generator(seed, "samples"))[:count].tolist()
-    prompts = pictures.prompts(order)
-    image, hint = pictures.image(order), hints(order)
+    batch = pictures.batch(order)
+    prompts, image, hint = batch.prompts, batch.image, hints(batch)
     device = next(model.unet.parameters()).device
     with torch.no_grad():
         z_0 = model.vae.encode(image.expand(-1, 3, -1, -1).to(device)).mode()

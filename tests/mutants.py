@@ -2,13 +2,23 @@
 
 LAYERS, VAE, UNET = "emit/networks/layers.py", "emit/networks/vae.py", "emit/networks/unet.py"
 SEG, COMPARISON = "train_seg.py", "tests/test_train_seg.py"
+PREDICT, FINDINGS = "emit/evaluation/predict.py", "tests/evaluation/test_predict.py"
 CONTROLNET, TEXT, MODEL = "emit/networks/controlnet.py", "emit/networks/text.py", "emit/model.py"
 SCHEDULE, SAMPLERS, GUIDANCE = (f"emit/diffusion/{name}.py" for name in ("schedule", "samplers", "guidance"))
 OBJECTIVE, HED = "emit/diffusion/objective.py", "emit/networks/hed.py"
 GOLDEN, WHOLE = "tests/networks/test_golden.py", "tests/test_model.py"
 DATASET, REPORT = "emit/training/dataset.py", "emit/evaluation/report.py"
+METRICS, SCORED = "emit/evaluation/metrics.py", "tests/evaluation/test_metrics.py"
+STATISTICS, TESTED = "emit/evaluation/statistics.py", "tests/evaluation/test_statistics.py"
+REPORTED, SEGMENTER = "tests/evaluation/test_report.py", "emit/networks/segmenter.py"
 STEPS, LOOP = "tests/diffusion/test_samplers.py", "tests/diffusion/test_sample_loop.py"
 FORWARD, BOUND = "tests/diffusion/test_schedule.py", "tests/diffusion/test_objective.py"
+NAMES, RECOGNISE, READER, WRITER, CONFIGS, COMMAND = (
+    f"emit/checkpoints/{name}.py" for name in ("names", "recognise", "reader", "writer", "configs", "__main__")
+)
+BAD, TRIPS, DESCENT, PUBLIC = (
+    f"tests/checkpoints/test_{name}.py" for name in ("bad_files", "roundtrips", "descent", "manifests")
+)
 
 ROUND = "        return [round(T * (steps - i) / steps) - 1 for i in range(steps)]"
 NOISE_1 = "fresh = noise() if stochastic and t_prev >= 0 else torch.zeros_like(z_t)"
@@ -195,25 +205,157 @@ MUTANTS = [
         BOUND,
     ),
     # the experiment
-    ("emit/generate.py", '() if "one_seed" in habits else (case.id,)', "(case.id,)", "tests/test_compat.py"),
+    ("emit/generate.py", '() if "one_seed" in deviations else (case.id,)', "(case.id,)", "tests/test_compat.py"),
     ("emit/data/prompts.py", '(0.95, "gray, sketch")', '(0.9, "gray, sketch")', "tests/test_compat.py"),
-    ("emit/data/prompts.py", "((1 - weight, prompt), (weight, phrase))", "((1, prompt), (weight, phrase))", "tests/test_compat.py"),
+    (
+        "emit/data/prompts.py",
+        "((1 - weight, prompt), (weight, phrase))",
+        "((1, prompt), (weight, phrase))",
+        "tests/test_compat.py",
+    ),
     ("emit/compat.py", 'own if "diffboost" in named else named', "named", "tests/test_compat.py"),
     (DATASET, "sorted(order[: settings.real_cases])", "range(settings.real_cases)", "tests/training/test_dataset.py"),
     ("emit/training/config.py", "if value in runs:", "if text in runs:", "tests/training/test_config.py"),
     ("emit/training/config.py", "sweep=(), out=settings.out", "out=settings.out", "tests/training/test_config.py"),
-    ("emit/arms.py", 'name == "patches" and self.real is by_patch', 'name == "patches"', "tests/test_arms.py"),
+    ("emit/arms.py", 'by_image: ("alpha",)', 'by_image: ("alpha", "patches")', "tests/test_arms.py"),
+    (
+        "emit/arms.py",
+        '"generated only": Arm(real=none_real)',
+        '"generated only": Arm(real=generated_first)',
+        "tests/test_arms.py",
+    ),
+    ("emit/arms.py", "settings.patches, rng)", "size // settings.patches, rng)", "tests/test_arms.py"),
+    ("emit/arms.py", '"mixed": Arm(real=by_image)', '"mixed": Arm(real=by_patch)', COMPARISON),
+    (
+        "emit/data/augment.py",
+        'size, mode="nearest-exact").bool()',
+        'size, mode="nearest").bool()',
+        "tests/data/test_augment.py",
+    ),
     ("emit/arms.py", 'name == "real_cases" or', "False or", "tests/test_arms.py"),
-    (REPORT, '["case_spread"] / math.sqrt(found["cases"])', '["case_spread"]', "tests/evaluation/test_report.py"),
-    ("emit/evaluation/fidelity.py", 'found["nearest"] == np', 'found["nearest"] != np', "tests/evaluation/test_fidelity.py"),
+    # the data
+    *(
+        (f"emit/data/{name}.py", old, new, f"tests/data/test_{name}.py")
+        for name, old, new in (
+            ("edges", 'mode="replicate"', 'mode="constant"'),
+            ("edges", "keepdim=True).clamp(max=1.0)", "keepdim=True)"),
+            ("edges", "_share(edge, _dilate(reference, tolerance))", "_share(edge, reference)"),
+            ("edges", "structure=np.ones((3, 3))", "structure=None"),
+            ("geometry", "antialias=True", "antialias=False"),
+            ("geometry", '(size, size), mode="nearest-exact")', '(size, size), mode="nearest")'),
+            ("geometry", "height, width), align_corners=False)", "height, width), align_corners=True)"),
+            ("geometry", "[cosine, -sine, zero, sine, cosine, zero]", "[cosine, sine, zero, -sine, cosine, zero]"),
+            ("geometry", "top : top + height, left", ":height, left"),
+            ("splits", "key=lambda name: -groups[name].total()", "key=lambda name: 0"),
+            ("splits", "- (filled - target) ** 2) / target", "- (filled - target) ** 2)"),
+            ("splits", "if side_of.setdefault(group, side) != side:", "if False:"),
+            ("splits", "setdefault(case.volume or case.id, [])", "setdefault(case.id, [])"),
+            ("similarity", "127.5 + 0.501", "127.5"),
+            ("similarity", 'f"{image.shape}".encode() + ', ""),
+            ("similarity", " if np.ptp(image) else case.id", ""),
+            ("similarity", "_link_equal([case.group for case in cases]) + ", ""),
+            ("similarity", "grey.mean(dim=0)", "grey[0]"),
+            ("similarity", "length > 1e-6 * scale", "length > 0"),
+            ("augment", ".clamp(*_range(image))", ""),
+            ("augment", "-_keep_statistics_gamma(-image, rng)", "_keep_statistics_gamma(image, rng)"),
+            ("augment", "draw_uniform(0.0, 0.05, image, rng).sqrt()", "draw_uniform(0.0, 0.05, image, rng)"),
+            (
+                "augment",
+                "similarity(torch.zeros_like(factor), 1 / factor)",
+                "similarity(torch.zeros_like(factor), factor)",
+            ),
+            ("augment", "standard * deviation + mean, mask", "standard, mask"),
+        )
+    ),
+    # the evaluation
+    (METRICS, "np.percentile(pooled, 95)", "np.percentile(pooled, 90)", SCORED),
+    (METRICS, "pooled <= tolerance * (1 + 1e-9)", "pooled < tolerance * (1 + 1e-9)", SCORED),
+    (METRICS, "pooled <= tolerance * (1 + 1e-9)", "pooled <= tolerance", SCORED),
+    (METRICS, "float(np.median(values))", "float(np.mean(values[np.isfinite(values)]))", SCORED),
+    (
+        METRICS,
+        "(False, True): KINDS[2], (True, False): KINDS[3]",
+        "(True, False): KINDS[2], (False, True): KINDS[3]",
+        SCORED,
+    ),
+    (METRICS, "2 * hits / (found + wanted)", "hits / (found + wanted)", SCORED),
+    (METRICS, "hits / found, hits / wanted", "hits / wanted, hits / found", SCORED),
+    (METRICS, "part[[0, -1]] = False", "pass", SCORED),
+    (METRICS, '0.0 if empty else float("inf")', "0.0", SCORED),
+    (METRICS, "sampling=spacing)[source]", "sampling=spacing[::-1])[source]", SCORED),
+    (STATISTICS, "np.arange(len(order), 0, -1)", "len(order)", TESTED),
+    (STATISTICS, "np.maximum.accumulate(p_values[order] *", "(p_values[order] *", TESTED),
+    (STATISTICS, "rng, members, level, resamples)", "rng, None, level, resamples)", TESTED),
+    (STATISTICS, "signed_rank(_group_means(differences, members))", "signed_rank(differences)", TESTED),
+    (STATISTICS, "(drawn @ sums) / (drawn @ sizes)", "(drawn @ (sums / sizes)) / len(sums)", TESTED),
+    (STATISTICS, "[level / 2, 1 - level / 2]", "[level, 1 - level]", TESTED),
+    (STATISTICS, "np.std(values, ddof=1)", "np.std(values)", TESTED),
+    (STATISTICS, "np.round(np.asarray(differences, dtype=float), 12)", "np.asarray(differences)", TESTED),
+    (STATISTICS, "2.0 ** (1 - units)", "2.0 ** (1 - len(cases))", TESTED),
+    (STATISTICS, "if c.p_adjusted < c.level and c.low > 0 and", "if c.low > 0 and", TESTED),
+    (STATISTICS, "if c.p_adjusted < c.level and c.high < 0 and", "if c.p_adjusted < c.level and", TESTED),
+    (STATISTICS, "if excludes and not reaches:", "if False:", TESTED),
+    (STATISTICS, "if reaches and not excludes:", "if False:", TESTED),
+    (REPORT, '/ math.sqrt(run["cases"])', "/ 1", REPORTED),
+    (REPORT, "scores[name]['median']", "scores[name]['mean']", REPORTED),
+    ("emit/evaluation/illustrate.py", "if key in line]", "]", REPORTED),
+    ("emit/evaluation/page.py", 'if seen.entries else "unknown"', "", REPORTED),
+    (
+        "emit/evaluation/figures.py",
+        '"text.parse_math": False',
+        '"text.parse_math": True',
+        "tests/evaluation/test_figures.py",
+    ),
+    ("emit/evaluation/figures.py", '"Glyph .* missing', '"glyph .* missing-', "tests/evaluation/test_figures.py"),
+    ("emit/evaluation/figures.py", "except FAILURES as error:", "except InputError as error:", REPORTED),
+    ("emit/evaluation/fidelity.py", "(nearest == np", "(nearest != np", "tests/evaluation/test_fidelity.py"),
     ("emit/evaluation/fidelity.py", "if len(samples) > 1]", "]", "tests/evaluation/test_fidelity.py"),
+    ("emit/evaluation/fidelity.py", "| (correlation > EXACT)", "", "tests/evaluation/test_fidelity.py"),
+    (HED, "F.binary_cross_entropy_with_logits(fusion,", "class_balanced_loss(fusion,", "tests/networks/test_hed.py"),
+    (
+        HED,
+        "beta = 1 - boundary.mean(dim=(1, 2, 3), keepdim=True)",
+        "beta = 1 - boundary.mean()",
+        "tests/networks/test_hed.py",
+    ),
+    (SEGMENTER, "log_probability).sum() / mask.numel()", "log_probability).mean()", "tests/networks/test_segmenter.py"),
     # the comparison
     (SEG, "merge(image, other, real)", "merge(other, image, real)", COMPARISON),
     (SEG, "for ids in (split.validation, split.test))", "for ids in (split.test, split.test))", COMPARISON),
-    (SEG, "whole.setdefault(case.volume or case.id", "whole.setdefault(case.id", COMPARISON),
-    (SEG, 'shuffle="no_shuffle" not in compat', "shuffle=True", COMPARISON),
-    (SEG, '"fake_pixel" in compat), (fake, True)', "False), (fake, True)", COMPARISON),
-    (SEG, 'if "select_on_test" in compat:', "if False:", COMPARISON),
-    (SEG, "slices.sort(key=lambda entry: entry[0].index)", "pass", COMPARISON),
-    (SEG, "torch.where(real.to(device), network(image", "torch.where(~real.to(device), network(image", COMPARISON),
+    (SEG, '"shuffle": "no_shuffle" not in settings.deviations', '"shuffle": True', COMPARISON),
+    (SEG, '"fake_pixel" in settings.deviations)', "False)", COMPARISON),
+    (SEG, 'if "select_on_test" in settings.deviations:', "if False:", COMPARISON),
+    (SEG, "torch.where(real, network(pair", "torch.where(~real, network(pair", COMPARISON),
+    (SEG, 'lines[-1]["dice"] == max(', 'lines[-1]["dice"] <= max(', COMPARISON),
+    (SEG, "read_lines(log, run.done)", "read_lines(log)", COMPARISON),
+    (SEG, "read_lines(log, run.done)", "[]", COMPARISON),
+    (SEG, 'name == "baseline" and fold.generated', "fold.generated", COMPARISON),
+    (SEG, "ignore_patterns(scores.name)", 'ignore_patterns(scores.name, "state.pt")', COMPARISON),
+    (PREDICT, "found.setdefault(case.volume or case.id", "found.setdefault(case.id", FINDINGS),
+    (PREDICT, "sorted(slices, key=lambda case: case.index)", "slices", FINDINGS),
+    (PREDICT, "logits.argmax(0)", "(len(logits) - 1 - logits.flip(0).argmax(0))", FINDINGS),
+    (PREDICT, "logits = unfit(logits, shape)", "pass", FINDINGS),
+    # checkpoints
+    (NAMES, "decoder.up_blocks.{last - level}.resnets", "decoder.up_blocks.{level}.resnets", PUBLIC),
+    (NAMES, 'for letter in "qkv"', 'for letter in "kqv"', TRIPS),
+    (RECOGNISE, '"unknown": sorted(shapes.keys() - wanted.keys())', '"unknown": []', BAD),
+    (RECOGNISE, "if shapes[name] != wanted[name]", "if len(shapes[name]) != len(wanted[name])", TRIPS),
+    (RECOGNISE, "|alphas_cumprod_prev", "|.*_prev", BAD),
+    (READER, '"eps" if checkpoint.version == "sd1" else None', '"eps"', TRIPS),
+    (READER, "if len(set(stated.values())) > 1:", "if len(set(stated.values())) > 2:", TRIPS),
+    (READER, "ema if choice else None", "ema", TRIPS),
+    (READER, 'header.get("format") != configs', 'header.get("format", 2) != configs', BAD),
+    (READER, "if entry not in entries[:place]", "if True", DESCENT),
+    (READER, '**header.get("config", {}), **config}', '**config, **header.get("config", {})}', DESCENT),
+    (CONFIGS, "math.isfinite(value) and value > 0", "value > 0", BAD),
+    (CONFIGS, "    check(path, config)\n    return config", "    return config", BAD),
+    (CONFIGS, '"pad_token": end if pad else padding', '"pad_token": end', TRIPS),
+    (WRITER, 'if {"unet", "controlnet"} & parts.keys()', 'if {"unet"} & parts.keys()', TRIPS),
+    (WRITER, '"header too large" in str(error)', '"header too long" in str(error)', TRIPS),
+    (COMMAND, "{entry['stage']}: {entry['cases']:,} cases", "{entry}", TRIPS),
+    (COMMAND, 'ledger.write(target.parent if layout == "single" else target)', "pass", DESCENT),
+    (MODEL, 'if checkpoint.prediction == "unknown":', 'if checkpoint.prediction == "none":', WHOLE),
+    (MODEL, "if file.ema is False and", "if file.ema and", WHOLE),
+    (MODEL, 'for name in ("unet", "prediction"))', 'for name in ("unet",))', WHOLE),
+    (MODEL, 'found["controlnet"], header = read', "found, header = read", WHOLE),
 ]

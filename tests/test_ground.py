@@ -2,16 +2,19 @@
 
 import errno
 import hashlib
+import os
+import signal
 
 import pytest
 import torch
 
-from emit.errors import InputError, run
+from emit import errors
+from emit.errors import SIGNALS, InputError, asked_to_stop, deferred, run
 from emit.files import sha256, write_atomic
 from emit.seeds import SeededNoise, generator, seed_from
 
 
-def test_input_error_is_one_line_and_exit_code_2(capsys):
+def test_input_error_is_one_line_and_exit_code_2(capsys, handlers):
     def main():
         raise InputError("a.png: is\n  broken; remove it")
 
@@ -21,17 +24,43 @@ def test_input_error_is_one_line_and_exit_code_2(capsys):
     assert capsys.readouterr().err == "error: a.png: is broken; remove it\n"
 
 
-def test_interrupt_is_exit_code_130(capsys):
+@pytest.fixture
+def handlers():
+    """Give the signals back to pytest."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    errors._Deferred.signal = None
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_exit_code_128_and_its_number_and_says_how_to_go_on(number, capsys, monkeypatch, handlers):
+    monkeypatch.setattr("sys.argv", ["train_x.py", "--out", "a b"])
+    for again, words in (("--resume", "go on with: "), (None, "")):
+        with pytest.raises(SystemExit) as stopped:
+            run(lambda: os.kill(os.getpid(), number), again)
+        assert stopped.value.code == 128 + number
+        said = capsys.readouterr().err
+        assert number.name in said and words in said and ("--out 'a b' --resume" in said) == bool(again)
+
+
+def test_a_signal_waits_for_the_step_and_a_second_one_does_not(handlers):
+    done = []
+
     def main():
-        raise KeyboardInterrupt
+        with deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append(asked_to_stop())
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("not reached")
 
     with pytest.raises(SystemExit) as stopped:
         run(main)
-    assert stopped.value.code == 130
-    assert "--resume" in capsys.readouterr().err
+    assert stopped.value.code == 143 and done == [signal.SIGTERM]
 
 
-def test_other_errors_are_not_hidden():
+def test_other_errors_are_not_hidden(handlers):
     with pytest.raises(ZeroDivisionError):
         run(lambda: 1 / 0)
 

@@ -14,12 +14,14 @@ import train_finetune
 import train_pretrain
 import train_seg
 from emit import generate
-from emit.arms import Generated
+from emit.data.cache import Pictures
 from emit.data.cases import read_cases
 from emit.data.images import decode
 from emit.data.phantom import write_phantoms
 from emit.errors import InputError
-from emit.ledger import record
+from emit.generated import Generated
+from emit.ledger import Ledger, join
+from emit.ledger import read as read_ledger
 
 SHORT = ["--steps", 4, "--batch", 4, "--warmup", 1, "--select-every", 2]
 
@@ -43,9 +45,9 @@ def folder(tmp_path_factory):
     call(patch, train_pretrain, *data, "--out", folder / "pre", "--size", 32, "--warmup", 1, *steps)
     call(patch, train_finetune, *labelled, *model, "--out", folder / "fine", "--steps", 2, "--batch", 2, "--warmup", 1)
     made = ["--finetuned", folder / "fine", "--out", folder / "made", "--n", 2, "--steps", 2]
-    call(patch, generate, *labelled, *model, *made)
+    call(patch, generate, *model, *made)  # how the set is read is told by the fine-tuning
     arms = ["--arms", "baseline,mirror,ours,copies", *SHORT]
-    call(patch, train_seg, *labelled, "--generated", folder / "made", "--out", folder / "seg", *arms)
+    call(patch, train_seg, "--generated", folder / "made", "--out", folder / "seg", *arms)
     patch.undo()
     return folder
 
@@ -62,10 +64,9 @@ def test_the_manifest_makes_an_image_again(folder, monkeypatch):
     before = (folder / "made" / "fold0" / "manifest.jsonl").read_text().splitlines()
     line = json.loads(before[-1])
     assert {"file", "case", "prompt", "seed", "sampling", "weights", "source", "hint"} <= line.keys()
-    labelled = ["--data", folder / "phantoms" / "BUSI", "--size", 32, "--folds", 2, "--fold", 0]
-    model = ["--model", folder / "pre" / "model.safetensors", "--hed", folder / "pre" / "hed.safetensors"]
+    model = ["--model", folder / "pre" / "model.safetensors", "--hed", folder / "pre" / "hed.safetensors", "--fold", 0]
     again = ["--finetuned", folder / "fine", "--out", folder / "again", "--n", 2, "--steps", 2, "--batch", 3]
-    call(monkeypatch, generate, *labelled, *model, *again)
+    call(monkeypatch, generate, *model, *again)
     lines = (folder / "again" / "fold0" / "manifest.jsonl").read_text().splitlines()
     assert [json.loads(a)["seed"] for a in lines] == [json.loads(b)["seed"] for b in before]
     differences = []
@@ -80,9 +81,36 @@ def test_only_training_cases_are_generated_and_on_the_ledger(folder):
     for fold, split in enumerate(splits):
         lines = (folder / "made" / f"fold{fold}" / "manifest.jsonl").read_text().splitlines()
         assert {json.loads(line)["case"] for line in lines} == set(split["train"])
-        ledger = json.loads((folder / "made" / f"fold{fold}" / "ledger.json").read_text())["ancestry"]
-        seen = {name for entry in ledger for name in entry["cases"]}
-        assert set(split["train"]) <= seen and not seen & set(split["test"])
+        cases = {case.id: case for case in read_cases(folder / "phantoms" / "BUSI").cases}
+        ledger = read_ledger(folder / "made" / f"fold{fold}" / "ledger.json")
+        stages = [entry["stage"] for entry in ledger.entries]
+        assert sorted(stages) == [f"fine-tuning, fold {fold}", "hed", "pre-training"]
+        assert ledger.find([cases[name] for name in split["test"]]) == []
+        seen = {name for name, _ in ledger.find([cases[name] for name in split["train"]])}
+        assert seen <= set(split["train"]) and len(seen) >= 2  # two steps of two
+
+
+def test_a_flag_that_contradicts_an_earlier_program_is_refused_by_name(folder, monkeypatch):
+    model = ["--model", folder / "pre" / "model.safetensors", "--hed", folder / "pre" / "hed.safetensors"]
+    made = [*model, "--finetuned", folder / "fine", "--out", folder / "contradicts"]
+    seg = ["--generated", folder / "made", "--out", folder / "contradicts"]
+    for module, words in ((generate, made), (train_seg, seg)):
+        for flag, value in (("--size", 64), ("--folds", 3), ("--labels", "1:x")):
+            with pytest.raises(InputError, match=rf"^{flag}: is .*, and .*dataset.json says "):
+                call(monkeypatch, module, *words, flag, value)
+    with pytest.raises(InputError, match=r"^--hint: is mask, and .* says hed\+contour; leave it out"):
+        call(monkeypatch, generate, *made, "--hint", "mask")
+    assert not (folder / "contradicts").exists()
+
+
+@pytest.mark.parametrize("module", [generate, train_seg])
+def test_several_processes_are_refused_until_they_share_the_work(folder, monkeypatch, module):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    model = ["--model", folder / "pre" / "model.safetensors", "--hed", folder / "pre" / "hed.safetensors"]
+    source = [*model, "--finetuned", folder / "fine"] if module is generate else ["--generated", folder / "made"]
+    with pytest.raises(InputError, match="cannot share its work yet; start it as one process"):
+        call(monkeypatch, module, *source, "--out", folder / "several")
+    assert not (folder / "several").exists()
 
 
 def test_used_folders_are_refused_and_nothing_changes(folder, monkeypatch):
@@ -98,10 +126,13 @@ def test_a_test_case_that_the_generator_saw_stops_the_comparison(folder, monkeyp
     leaky = folder / "leaky"
     shutil.copytree(folder / "made", leaky)
     path = leaky / "fold1" / "ledger.json"
-    ledger, splits = json.loads(path.read_text()), json.loads((leaky / "splits.json").read_text())
+    splits = json.loads((leaky / "splits.json").read_text())
     case = next(c for c in read_cases(folder / "phantoms" / "BUSI").cases if c.id == splits[1]["test"][0])
-    ledger["ancestry"] += record("pre-training", [replace(case, id="harmless")])["ancestry"]
-    path.write_text(json.dumps(ledger))
+    pictures = Pictures([replace(case, id="harmless")], 32)
+    pictures.read([0])
+    planted = join([read_ledger(path), Ledger().add("pre-training", pictures.hashes)])
+    planted.write(leaky)
+    path.write_text(json.dumps(planted.header))
     labelled = ["--data", folder / "phantoms" / "BUSI", "--size", 32, "--folds", 2]
     with pytest.raises(InputError, match=re.escape(case.id)):
         call(monkeypatch, train_seg, *labelled, "--generated", leaky, "--out", folder / "leaked", "--arms", "ours", *SHORT)
@@ -127,10 +158,9 @@ def test_a_used_generator_folder_is_refused_unchanged_and_resumes_with_the_same_
 
 
 def test_colour_images_are_read_as_grey(folder, monkeypatch):
-    labelled = ["--data", folder / "phantoms" / "BUSI", "--size", 32, "--folds", 2, "--fold", 0]
-    model = ["--model", folder / "pre" / "model.safetensors", "--hed", folder / "pre" / "hed.safetensors"]
+    model = ["--model", folder / "pre" / "model.safetensors", "--hed", folder / "pre" / "hed.safetensors", "--fold", 0]
     made = ["--finetuned", folder / "fine", "--out", folder / "colour", "--n", 1, "--steps", 2, "--no-grey"]
-    call(monkeypatch, generate, *labelled, *model, *made)
+    call(monkeypatch, generate, *model, *made)
     generated = Generated(folder / "colour" / "fold0", 32)
     _, image, _ = next(generated.pairs())
     stored = decode(folder / "colour" / "fold0" / "images" / generated.lines[0]["file"])
@@ -146,9 +176,11 @@ def test_a_sweep_of_generated_images_needs_them(folder, monkeypatch, name):
 
 def test_fewer_real_cases_than_the_generator_saw_are_refused(folder, monkeypatch):
     """Else the arms with generated images would know cases that the others do not."""
-    labelled = ["--data", folder / "phantoms" / "BUSI", "--size", 32, "--folds", 2, "--real-cases", 3]
-    with pytest.raises(InputError, match="leaves out"):
-        call(monkeypatch, train_seg, *labelled, "--generated", folder / "made", "--out", folder / "fewer", *SHORT)
+    words = ["--generated", folder / "made", "--out", folder / "fewer", *SHORT]
+    with pytest.raises(InputError, match="^--real-cases: is 3, and .* says none"):
+        call(monkeypatch, train_seg, *words, "--real-cases", 3)
+    with pytest.raises(InputError, match=r"real_cases_3/|leaves out"):
+        call(monkeypatch, train_seg, *words, "--sweep", "real_cases=3")
 
 
 def test_arms_share_every_setting_of_the_run(folder):
@@ -185,18 +217,19 @@ def test_a_sweep_over_the_generators_settings_reaches_the_segmenter(folder, monk
     labelled = ["--data", folder / "phantoms" / "BUSI", "--size", 32, "--folds", 2]
     model = ["--model", folder / "pre" / "model.safetensors", "--hed", folder / "pre" / "hed.safetensors"]
     made = ["--finetuned", folder / "fine", "--out", folder / "swept", "--n", 1, "--steps", 2]
-    call(monkeypatch, generate, *labelled, *model, *made, "--sweep", "strength=0,1", "--compat", "diffboost:one_seed")
+    call(monkeypatch, generate, *model, *made, "--sweep", "strength=0,1", "--compat", "diffboost:one_seed")
     out = folder / "swept_seg"
     sweep = ["--sweep", "strength=0,1", "--arms", "baseline,ours", *SHORT]
     call(monkeypatch, train_seg, *labelled, "--generated", folder / "swept", "--out", out, *sweep, "--device", "auto")
     assert json.loads((out / "sweep.json").read_text())["values"] == ["0", "1"]
     without, full = out / "strength_0", out / "strength_1"
     first, second = (place / "baseline" / "fold1_seed0" for place in (without, full))
-    assert not (second / "state.pt").exists()  # not trained twice
+    logs = [(place / "log.jsonl").read_text() for place in (first, second)]
+    assert logs[0] == logs[1]  # its seconds too: not trained twice
     scores = [json.loads((place / "scores.json").read_text()) for place in (first, second)]
     assert scores[0]["rows"] == scores[1]["rows"]
     assert not are_equal(read_weights(without, "ours"), read_weights(full, "ours"))
-    assert (out / "sweep.png").exists() and "published habits on: one_seed" in (full / "report.html").read_text()
+    assert (out / "sweep.png").exists() and "published deviations on: one_seed" in (full / "report.html").read_text()
     lines = (folder / "swept" / "strength_0" / "fold0" / "manifest.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["sampling"]["strength"] == 0 and json.loads(lines[0])["compat"] == ["one_seed"]
     assert len({json.loads(line)["seed"] for line in lines}) == 1
@@ -215,7 +248,7 @@ def test_a_sweep_over_real_cases_trains_every_arm_anew(folder, monkeypatch):
     labelled = ["--data", folder / "phantoms" / "BUSI", "--size", 32, "--folds", 2]
     out = folder / "fewer"
     call(monkeypatch, train_seg, *labelled, "--out", out, "--arms", "mirror", *SHORT, "--sweep", "real_cases=2,5")
-    assert all((out / f"real_cases_{n}" / "baseline" / "fold0_seed0" / "best.pt").exists() for n in (2, 5))
+    assert all((out / f"real_cases_{n}" / "baseline" / "fold0_seed0" / "segmenter.safetensors").exists() for n in (2, 5))
 
 
 @pytest.mark.parametrize(

@@ -1,38 +1,75 @@
-"""What decides whether the comparison is fair: who trains, who selects, who is scored, and what each published habit changes."""
+"""What decides whether the comparison is fair: who trains, who selects, who is scored, what each deviation changes, kills."""
 
+import itertools
 import json
-from types import SimpleNamespace
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 import train_seg
-from emit.arms import ARMS
+from emit import files
+from emit.arms import ARMS, Arm
+from emit.data.cases import Case, CaseSet
 from emit.data.splits import Split
+from emit.errors import InputError
+from emit.seeds import generator
 
-CLASSES = ["background", "lesion"]
-SETTINGS = SimpleNamespace(
-    size=8, device="cpu", steps=3, batch=4, lr=1e-3, warmup=0, schedule="constant", clip=1.0, weight_decay=0.0,
-    select_every=1, resume=False, seed=0, real_cases=None, alpha=0.5, patches=2, tolerance=1.0, seeds=1,
-)  # fmt: skip
+CLASSES = ("background", "lesion")
+SMALL = {
+    "data": Path("phantoms"),
+    "size": 16,
+    "channels": (2, 4),
+    "batch": 4,
+    "warmup": 0,
+    "steps": 6,
+    "select_every": 2,
+}
 
 
-def make_case(name, level=0.0, **more):
-    """Return a case with a constant image and an empty mask."""
-    image, mask = torch.full((1, 8, 8), level), torch.zeros(1, 8, 8, dtype=torch.int64)
-    entries = dict(id=name, volume=None, index=None, spacing=None, thickness=None, load=lambda: (image[0], mask[0]))
-    return SimpleNamespace(**entries | more)
+def make_settings(out, **change):
+    return train_seg.Settings(**SMALL | {"out": out} | change)
+
+
+def make_case(name, level=None):
+    """Return a case with a constant image, or with noise around a darker square, the lesion."""
+    image, mask = np.full((16, 16), level, np.float32), np.zeros((16, 16), np.uint8)
+    mask[4:9, 4:9] = 1
+    if level is None:
+        image = torch.randn(16, 16, generator=generator(name)).numpy() / 4 - mask
+    return Case(name, name, "", "", name, lambda path: (image, mask))
+
+
+class FakeGenerated:
+    """Generated images of 0.5 everywhere."""
+
+    def images(self, cases, rng):
+        return torch.full((len(cases), 1, 16, 16), 0.5)
+
+    def pairs(self):
+        return [("t0", torch.full((1, 1, 16, 16), 0.5), np.ones((16, 16), np.uint8))]
+
+
+def make_fold(**change):
+    """Return a fold of 8 training cases, whose images are -1 + i / 10, 2 of validation and 3 of the test."""
+    training = [make_case(f"t{i}", -1 + i / 10) for i in range(8)]
+    parts = [[make_case(f"{part}{i}") for i in range(count)] for part, count in (("v", 2), ("test", 3))]
+    return replace(train_seg.Fold(0, CLASSES, training, *parts, FakeGenerated()), **change)
 
 
 class Spy(nn.Module):
     """A one-pixel network that keeps what it was shown."""
 
-    def __init__(self):
+    def __init__(self, config):
         super().__init__()
-        self.conv, self.shown = nn.Conv2d(1, 2, 1), []
-        self.config = SimpleNamespace(classes=2)
+        self.conv, self.shown, self.config = nn.Conv2d(1, 2, 1), [], config
 
     def forward(self, image):
         if self.training:
@@ -40,24 +77,16 @@ class Spy(nn.Module):
         return self.conv(image)
 
 
-class FakeGenerated:
-    """Generated images of 0.5 everywhere."""
-
-    def images(self, cases, rng):
-        return torch.full((len(cases), 1, 8, 8), 0.5)
-
-
 @pytest.fixture
 def train(tmp_path, monkeypatch):
-    """Return (arm name, compat) -> the images that the network was trained on; real image i is -1 + i / 10."""
-    monkeypatch.setattr(train_seg, "build_segmenter", lambda classes, settings: Spy())
-    parts = [make_case(f"t{i}", -1 + i / 10) for i in range(8)], [make_case("v")]
+    """Return (arm, settings) -> the images that the network was trained on; real image i is -1 + i / 10."""
+    monkeypatch.setattr(train_seg, "Segmenter", Spy)
+    runs = itertools.count()
 
-    def run(arm, compat=()):
-        folder = tmp_path / arm / "-".join(("fold0", *compat))
-        folder.mkdir(parents=True)
-        network = train_seg.train_segmenter(ARMS[arm], parts, FakeGenerated(), CLASSES, SETTINGS, compat, folder, 0)
-        return network.shown
+    def run(arm, **change):
+        arm = arm if isinstance(arm, Arm) else ARMS[arm]
+        settings = make_settings(tmp_path, **{"steps": 3} | change)
+        return train_seg.train_segmenter(arm, make_fold(), settings, tmp_path / str(next(runs)), 0).shown
 
     return run
 
@@ -65,96 +94,190 @@ def train(tmp_path, monkeypatch):
 def test_real_and_generated_pixels_are_where_the_arm_says(train):
     assert all((image < 0).all() for image in train("baseline"))
     assert all((image == 0.5).all() for image in train("generated only"))
-    mixed = torch.cat(train("ours"))
-    assert (mixed == 0.5).any() and (mixed < 0).any()
+    patches = torch.cat(train("ours")) == 0.5
+    assert 0 < patches.float().mean() < 1 and patches.flatten(1).any(1).all()
+    mixed = (torch.cat(train("mixed", steps=12)) == 0.5).flatten(1)
+    assert torch.equal(mixed.any(1), mixed.all(1)) and mixed.any() and not mixed.all()  # each image is one or the other
     first, second, third = train("generated first")
     assert (first == 0.5).all() and (second == 0.5).all() and (third < 0).all()  # half of three steps
 
 
-def test_no_shuffle_and_mix_logits_change_what_is_shown(train):
-    in_order = torch.cat(train("baseline", ("no_shuffle",)))[:8, 0, 0, 0]
-    assert torch.allclose(in_order, -1 + torch.arange(8) / 10)
+def test_no_shuffle_shows_the_cases_in_order(train):
+    in_order = torch.cat(train("baseline", compat=("no_shuffle",)))[:8, 0, 0, 0]
+    assert torch.allclose(in_order, -1 + torch.arange(8) / 10, atol=1e-6)  # float32
     assert not torch.allclose(torch.cat(train("baseline"))[:8, 0, 0, 0], in_order)
-    shown = train("ours", ("mix_logits",))
-    assert len(shown) == 2 * SETTINGS.steps  # real and generated, each whole, in two passes
-    assert all((image < 0).all() for image in shown[::2]) and all((image == 0.5).all() for image in shown[1::2])
+
+
+def test_mix_logits_takes_each_pixels_finding_from_the_image_it_belongs_to(train, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Spy, "forward", lambda self, image: self.shown.append(image) or self.conv(0 * image) + image)
+    monkeypatch.setattr(train_seg, "dice_ce_loss", lambda logits, mask: seen.append(logits) or logits.mean())
+    monkeypatch.setattr(train_seg, "validate", lambda *_: 0.0)
+    here = (torch.arange(256) % 3 == 0).view(1, 1, 16, 16)
+    shown = train(Arm(real=lambda *_: here), compat=("mix_logits",), steps=1)
+    assert len(shown) == 2 and (shown[0] < 0).all() and (shown[1] == 0.5).all()  # each whole, in two passes
+    bias = seen[0][0, :, 0, 1] - 0.5  # of this network; the pixel is generated
+    expected = torch.where(here, shown[0], shown[1]) + bias[:, None, None]
+    assert torch.allclose(seen[0], expected, atol=1e-6)  # float32
 
 
 @pytest.mark.parametrize(("compat", "selects"), [((), "validation"), (("select_on_test",), "test")])
-def test_weights_are_selected_on_validation_unless_asked(tmp_path, monkeypatch, compat, selects):
-    seen = {}
-
-    def train_segmenter(arm, parts, *rest):
-        seen["training"], seen["selection"] = ([case.id for case in part] for part in parts)
-
-    def score_fold(network, cases, *rest):
-        seen["scored"] = [case.id for case in cases]
-        return [], []
-
-    monkeypatch.setattr(train_seg, "train_segmenter", train_segmenter)
-    monkeypatch.setattr(train_seg, "score_fold", score_fold)
+def test_weights_are_selected_on_validation_unless_asked(tmp_path, compat, selects):
     parts = {name: (f"{name} 1", f"{name} 2") for name in ("train", "validation", "test")}
-    cases = SimpleNamespace(cases=[make_case(name) for ids in parts.values() for name in ids], classes=CLASSES)
-    settings = SimpleNamespace(**vars(SETTINGS) | {"out": tmp_path})
-    train_seg.run_folder(tmp_path, "baseline", 0, 0).mkdir(parents=True)
-    train_seg.run_arm("baseline", 0, 0, cases, Split(**parts), None, settings, compat)
-    expected = {"training": parts["train"], "selection": parts[selects], "scored": parts["test"]}
-    assert {name: tuple(ids) for name, ids in seen.items()} == expected
+    cases = CaseSet([make_case(name) for ids in parts.values() for name in ids], CLASSES, "busi", "")
+    (fold,) = train_seg.open_folds(make_settings(tmp_path, compat=compat), cases, [Split(**parts)])
+    found = [tuple(case.id for case in part) for part in (fold.training, fold.validation, fold.test)]
+    assert found == [parts["train"], parts[selects], parts["test"]]
 
 
-def test_fake_pixel_scores_an_empty_mask_as_published(tmp_path, monkeypatch):
-    empty = np.zeros((8, 8), int)
-    found = np.eye(8, dtype=int)
-    monkeypatch.setattr(train_seg, "predict", lambda *_: {"case": (found, empty, None)})
-    plain, fake = train_seg.score_fold(None, [], CLASSES, SETTINGS, (), tmp_path)
-    published, again = train_seg.score_fold(None, [], CLASSES, SETTINGS, ("fake_pixel",), tmp_path)
-    assert plain != published and json.dumps(published) == json.dumps(fake) == json.dumps(again)
+def test_the_test_part_is_scored_and_the_baseline_judges_the_generated_images(tmp_path):
+    for arm, judged in (("baseline", 1), ("ours", 0)):
+        found = train_seg.run_arm(arm, make_fold(), 0, make_settings(tmp_path))
+        assert [row["case"] for row in found["rows"]] == ["test0", "test1", "test2"] and len(
+            found["fidelity"]
+        ) == judged
+        assert all((row["arm"], row["fold"], row["seed"]) == (arm, 0, 0) for row in found["rows"])
 
 
-class Fixed(nn.Module):
-    """Finds what is bright: class 1 where the image is above 0."""
-
-    config = SimpleNamespace(classes=2)
-
-    def forward(self, image):
-        return torch.cat([-image, image], dim=1)
-
-
-def slices_of(volume):
-    """Two slices: in the first all is found that is there, in the second nothing is there and half of it is found."""
-    bright, dark = torch.ones(8, 8), -torch.ones(8, 8)
-    half = torch.cat([bright[:4], dark[:4]])
-    return [
-        make_case(f"{volume}/1", volume=volume, index=1, spacing=(2.0, 3.0), thickness=5.0, mask=np.zeros((8, 8), int),
-                  load=lambda: (half, torch.zeros(8, 8, dtype=torch.int64))),
-        make_case(f"{volume}/0", volume=volume, index=0, spacing=(2.0, 3.0), thickness=5.0, mask=np.ones((8, 8), int),
-                  load=lambda: (bright, torch.ones(8, 8, dtype=torch.int64))),
-    ]  # fmt: skip
+@pytest.mark.parametrize(("compat", "expected"), [((), False), (("fake_pixel",), True)])
+def test_empty_masks_are_scored_as_they_are_unless_asked(tmp_path, monkeypatch, compat, expected):
+    asked = []
+    monkeypatch.setattr(train_seg, "score", lambda *arguments: asked.append(arguments[-1]) or [])
+    train_seg.run_arm("mirror", make_fold(), 0, make_settings(tmp_path, compat=compat))
+    assert asked == [expected]
 
 
-def test_volumes_are_scored_whole_in_selection_and_in_the_test():
-    cases = slices_of("a") + slices_of("b")
-    pictures = train_seg.Pictures(cases, 8)
-    # 64 pixels found rightly, 32 wrongly: 2 x 64 / (96 + 64) = 0.8; by slices it would be (1 + 0) / 2
-    assert train_seg.validate(Fixed(), pictures, "cpu") == pytest.approx(0.8)
-    found = train_seg.predict(Fixed(), cases, 8, "cpu")
-    assert found.keys() == {"a", "b"}
-    prediction, target, spacing = found["a"]
-    assert spacing == (5.0, 2.0, 3.0) and prediction.shape == target.shape == (2, 8, 8)
-    assert target[0].all() and not target[1].any() and prediction[0].all() and prediction[1].sum() == 32  # by index
+@pytest.mark.parametrize(
+    ("parts", "dice", "chosen"),
+    [({}, [0.2, 0.6, 0.6, 0.1], 2), ({}, [0.9, 0.6, 0.6, 0.1], 0), ({"validation": []}, [], 3)],
+)
+def test_the_best_weights_are_taken_the_latest_of_equals_and_the_last_without_validation(
+    tmp_path, monkeypatch, parts, dice, chosen
+):
+    saved, looks = [], iter(dice)
+
+    def validate(network, pictures):
+        saved.append({name: value.clone() for name, value in network.state_dict().items()})
+        assert [case.id for case in pictures.cases] == ["v0", "v1"]
+        return next(looks)
+
+    monkeypatch.setattr(train_seg, "validate", validate)
+    settings, fold = make_settings(tmp_path, steps=7), make_fold(**parts)
+    network = train_seg.train_segmenter(ARMS["baseline"], fold, settings, tmp_path / "run", 0)
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["weights"]
+    last = {name: state[f"segmenter.{name}"] for name in dict(network.named_parameters())}
+    expected = last if chosen == 3 else saved[chosen]
+    assert all(torch.equal(value, expected[name]) for name, value in network.named_parameters())
+    assert chosen == 3 or not torch.equal(expected["head.bias"], last["head.bias"])
+    assert [line["dice"] for line in train_seg.read_lines(tmp_path / "run" / "validation.jsonl")] == dice
 
 
-def test_mix_logits_takes_each_pixels_finding_from_the_image_it_belongs_to():
-    real, generated = torch.ones(1, 1, 8, 8), -torch.ones(1, 1, 8, 8)
-    here = (torch.arange(64) % 3 == 0).view(1, 1, 8, 8)
-    mask = torch.zeros(1, 8, 8, dtype=torch.int64)
-    logits, _ = train_seg.mix_logits(WithWeights(), ARMS["ours"], real, generated, here, mask, torch.Generator())
-    assert torch.equal(logits[:, 1:] > 0, here)
+def test_the_weights_file_says_what_is_needed_to_use_it(tmp_path):
+    settings = make_settings(tmp_path, window=(-100.0, 200.0), steps=1)
+    train_seg.train_segmenter(ARMS["baseline"], make_fold(), settings, tmp_path / "run", 0)
+    with safe_open(tmp_path / "run" / "segmenter.safetensors", "pt") as file:
+        header = json.loads(file.metadata()["emit"])
+    assert header["config"] == {"in_channels": 1, "classes": 2, "channels": [2, 4], "variant": "attention"}
+    assert header["classes"] == list(CLASSES) and header["size"] == 16 and header["reading"]["window"] == [-100, 200]
 
 
-class WithWeights(Fixed):
-    """`Fixed`, with a parameter that says on which device it is."""
+class Killed(BaseException):
+    """The process ends here."""
 
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
+
+def read_run(folder):
+    """Return what a run leaves: weights, looks at validation, labels, scores."""
+    lines = [json.loads(text) for text in (folder / "validation.jsonl").read_text().splitlines()]
+    with np.load(folder / "predictions.npz") as file:
+        labels = {name: file[name].tolist() for name in file}
+    weights = {name: value.tolist() for name, value in load_file(folder / "segmenter.safetensors").items()}
+    return weights, lines, labels, json.loads((folder / "scores.json").read_text())
+
+
+@pytest.fixture
+def uneven(monkeypatch):
+    """Let the Dice go up and down with the weights, so that the best look is neither the first nor the last."""
+
+    def validate(network, pictures):
+        return math.sin(16 * sum(value.double().sum().item() for value in network.parameters())) / 2 + 0.5
+
+    monkeypatch.setattr(train_seg, "validate", validate)
+
+
+def test_a_kill_before_any_write_resumes_to_the_same_result(tmp_path, monkeypatch, uneven):
+    writes, replace_file, limit = itertools.count(), files.os.replace, math.inf
+
+    def write(source, target):
+        if next(writes) == limit:
+            raise Killed
+        replace_file(source, target)
+
+    monkeypatch.setattr(files.os, "replace", write)
+    fold, place = make_fold(), "baseline/fold0_seed0"
+    train_seg.run_arm("baseline", fold, 0, make_settings(tmp_path / "whole"))
+    whole, total = read_run(tmp_path / "whole" / place), next(writes)
+    dice = [line["dice"] for line in whole[1]]
+    assert dice.index(max(dice)) == 1 and total > 10
+    for limit in range(total):
+        out, writes = tmp_path / str(limit), itertools.count()
+        with pytest.raises(Killed):
+            train_seg.run_arm("baseline", fold, 0, make_settings(out))
+        train_seg.run_arm("baseline", fold, 0, make_settings(out, resume=True))
+        assert read_run(out / place) == whole, limit
+
+
+def test_a_kill_while_a_sweep_copies_a_run_is_harmless(tmp_path, monkeypatch, uneven):
+    fold, place, copy = make_fold(), "baseline/fold0_seed0", shutil.copytree
+    train_seg.run_arm("baseline", fold, 0, make_settings(tmp_path / "one"))
+
+    def cut(source, target, **options):
+        copy(source, target, **options)
+        for name in ("state.pt", "segmenter.safetensors"):
+            (target / name).write_bytes((target / name).read_bytes()[:99])
+        (target / "predictions.npz").unlink()
+        raise Killed
+
+    monkeypatch.setattr(train_seg.shutil, "copytree", cut)
+    with pytest.raises(Killed):
+        train_seg.run_arm("baseline", fold, 0, make_settings(tmp_path / "two"), tmp_path / "one")
+    monkeypatch.setattr(train_seg.shutil, "copytree", copy)
+    train_seg.run_arm("baseline", fold, 0, make_settings(tmp_path / "two", resume=True), tmp_path / "one")
+    assert read_run(tmp_path / "two" / place) == read_run(tmp_path / "one" / place)
+    logs = [(tmp_path / run / place / "log.jsonl").read_text() for run in ("one", "two")]
+    assert logs[0] == logs[1]  # its seconds too: nothing was trained again
+
+
+def test_a_copied_runs_segmenter_judges_other_generated_images(tmp_path):
+    fold = make_fold()
+    first = train_seg.run_arm("baseline", fold, 0, make_settings(tmp_path / "one"))
+    fold.generated.pairs = lambda: 2 * FakeGenerated().pairs()
+    second = train_seg.run_arm("baseline", fold, 0, make_settings(tmp_path / "two"), tmp_path / "one")
+    assert first["rows"] == second["rows"] and len(second["fidelity"]) == 2 * len(first["fidelity"])
+
+
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"^train_seg.py: "):
+        train_seg.main()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"patches": 17}, "--patches: is 17, more than the 16"),
+        ({"sweep": ("patches=2", "17")}, "--patches: is 17, more than the 16"),
+        ({"sweep": ("n=1", "2")}, "give --generated"),
+        ({"compat": ("one_seed",)}, "--compat: one_seed"),
+        ({"compat": ("nonsense",)}, "--compat: nonsense"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(tmp_path, change, message):
+    settings = make_settings(tmp_path, **change)
+    with pytest.raises(InputError, match=message):
+        train_seg.plan_runs(settings, settings.sweep[0].partition("=")[0] if settings.sweep else None)
+
+
+def test_a_sweep_of_images_reads_each_values_own_folder(tmp_path):
+    settings = make_settings(tmp_path, sweep=("guidance=1", "2.5"), generated=tmp_path / "made")
+    runs = train_seg.plan_runs(settings, "guidance")
+    assert {run.generated for run in runs.values()} == {tmp_path / "made" / f"guidance_{v}" for v in ("1", "2.5")}

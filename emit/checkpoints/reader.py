@@ -1,18 +1,23 @@
-"""Read public and own files into parts, strictly: every tensor is used or named as dropped, every parameter filled."""
+"""Read public and own files and folders, strictly: every tensor is used or named as dropped, every parameter filled."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from emit.checkpoints import formats
+from emit.checkpoints import configs, recognise
+from emit.checkpoints.recognise import EXPECTED
 from emit.checkpoints.safe_pickle import read_pickle
-from emit.checkpoints.tables import TABLES
 from emit.errors import InputError
 
-FORMATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-EXPECTED = "expected Stable Diffusion 1 or 2, a ControlNet or HED, as safetensors, pickle or diffusers folder"
+NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+FOLDERS = ("unet", "vae", "text_encoder", "controlnet")
+FOREIGN_FOLDERS = {"transformer": "a Stable Diffusion 3 or Flux folder", "text_encoder_2": "an SD-XL folder"}
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+ENDINGS = ("safetensors", "fp16.safetensors", "bin", "fp16.bin")  # full precision before fp16, then pickle
+DESCENT = ("ancestry", "made_from")  # lists in our header
 
 
 @dataclass(frozen=True)
@@ -20,26 +25,55 @@ class Checkpoint:
     """What a file holds. Its tensors are views of the mapped file: fill one module with them, or clone them.
 
     layout: "single", "bare" or "diffusers".  version: "sd1", "sd2", "sd" (an autoencoder: the same in both) or "emit".
-    parts: {"unet", "vae", "text", "controlnet", "hed" or "hed_v11": {our name: tensor}}.  dropped: what was left out.
-    header: our JSON header, {} in public files.  config: the sizes it states, or those deduced.
-    prediction: "eps", "v" or "unknown" (Stable Diffusion 2 files have the same names for both).
+    parts: {"unet", "vae", "text", "controlnet", "hed" or "hed_v11": {our name: tensor}}.  sizes: {part: those deduced}.
+    dropped: what was left out.  header: our JSON header, {} in public files.  config: the sizes it states, or those
+    deduced, and "prediction" where it is known.  ema: whether the UNet is the moving average (EMA), None without a choice.
     """
 
     layout: str
     version: str
     parts: dict
+    sizes: dict
     dropped: list
     header: dict
     config: dict
-    dtype: str
-    prediction: str
     files: list
+    ema: bool | None
+
+    @property
+    def prediction(self):
+        """Return "eps", "v" or "unknown" (Stable Diffusion 2 files have the same names for both)."""
+        return self.config.get("prediction", "unknown")
+
+    @property
+    def dtype(self):
+        """Name the number format, or all of them where they are mixed."""
+        dtypes = {tensor.dtype for tensors in self.parts.values() for tensor in tensors.values()}
+        return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
 
 
-def read_file(path, ema=False):
-    """Read one file into a Checkpoint. ema: take the UNet from `model_ema.*`."""
-    tensors, metadata, remarks = read_tensors(path)
-    return interpret(path, tensors, header_of(path, metadata), remarks, ema)
+def read(path, ema=False, prediction=None):
+    """Read a file or a diffusers folder into a Checkpoint, recognised by its content.
+
+    ema: take the UNet from `model_ema.*` instead. prediction: "eps" or "v", given by the user for files that do not say
+    it; Stable Diffusion 1 files that do not are "eps". Raises InputError, in one line, for anything that is not whole,
+    and where statements of the prediction contradict each other.
+    """
+    path = Path(path)
+    if ema and path.is_dir():
+        raise InputError(f"{path}: a folder holds no EMA beside the weights; read it without EMA")
+    checkpoint = read_folder(path) if path.is_dir() else interpret(path, [path], ema)
+    stated = {"its header says": checkpoint.header.get("config", {}).get("prediction")}
+    stated |= {"its scheduler says": configs.prediction_of(path), "--prediction is": prediction}
+    stated = {source: value for source, value in stated.items() if value is not None}
+    if len(set(stated.values())) > 1:
+        statements = ", ".join(f"{source} {value}" for source, value in stated.items())
+        raise InputError(f"{path}: {statements}; give another file, or --prediction only where the file says nothing")
+    settled = next(iter(stated.values()), "eps" if checkpoint.version == "sd1" else None)
+    config = {name: value for name, value in checkpoint.config.items() if name != "prediction"}
+    if "unet" in config and settled:
+        config["prediction"] = settled
+    return replace(checkpoint, config=config)
 
 
 def read_tensors(path):
@@ -63,149 +97,117 @@ def read_tensors(path):
 
 def kind_of(head):
     """Tell the kind of a file from its first 512 bytes: "safetensors", "pickle", or words for an error message."""
-    if not head:
-        return "an empty file"
     if head.startswith(b"version https://git-lfs"):
         return "a Git-LFS pointer, not the file it stands for (git lfs pull fetches that)"
     if head[8:9] == b"{":
         return "safetensors"
-    if head.startswith(b"PK\x03\x04") or (head[0] == 0x80 and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
+    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         return "pickle"
-    if all(byte >= 32 or byte in b"\t\n\r" for byte in head):
-        return "a text file"
-    return "a file of unknown kind"
+    readable = all(byte >= 32 or byte in b"\t\n\r" for byte in head)
+    return "an empty file" if not head else "a text file" if readable else "a file of unknown kind"
 
 
 def header_of(path, metadata):
-    """Return our JSON header out of safetensors metadata, {} where there is none."""
+    """Return our JSON header out of safetensors metadata, {} where there is none; its format and values are checked."""
     try:
         header = json.loads(metadata.get("emit", "{}"))
     except json.JSONDecodeError:
         header = None
-    if not isinstance(header, dict) or not isinstance(header.get("config", {}), dict):
+    lists = [header.get(key, []) for key in DESCENT] if isinstance(header, dict) else [None]
+    if not all(isinstance(entries, list) for entries in lists):
         raise InputError(f"{path}: its header is damaged; fetch or write the file again")
+    if header and header.get("format") != configs.FORMAT:
+        written = f"in format {header['format']}" if "format" in header else "before formats had numbers"
+        raise InputError(f"{path}: written {written}, this version reads format {configs.FORMAT}; write the file anew")
+    configs.check(path, header.get("config", {}))
     return header
 
 
-def interpret(path, tensors, header, remarks=(), ema=False):
-    """Turn the tensors of one file into a Checkpoint."""
-    parts, sizes, dropped, layout = recognise(path, tensors, ema)
+def join_headers(headers):
+    """Return the first header that is not empty, with what all of them say of their descent, each entry once."""
+    joined = dict(next(filter(None, headers), {}))
+    for key in DESCENT:
+        entries = [entry for header in headers for entry in header.get(key, [])]
+        if entries:
+            joined[key] = [entry for place, entry in enumerate(entries) if entry not in entries[:place]]
+    return joined
+
+
+def read_folder(path):
+    """Join the parts of a diffusers folder (unet/, vae/, text_encoder/, controlnet/, or one of them) into one Checkpoint."""
+    for name, kind in FOREIGN_FOLDERS.items():
+        if (path / name).is_dir():
+            raise InputError(f"{path}: {kind}; {EXPECTED}")
+    whole = [read_part(path / name) for name in FOLDERS if (path / name).is_dir()] or [read_part(path)]
+    header = join_headers([one.header for one in whole])
+    parts, sizes, dropped, files, config = {}, {}, [], [], {}
+    for one in whole:
+        parts, sizes, dropped, files = parts | one.parts, sizes | one.sizes, dropped + one.dropped, files + one.files
+        for part in one.parts.keys() & recognise.KEYS.keys():  # each part's sizes are those of its own folder
+            key = recognise.KEYS[part]
+            hint = {"hint_channels": one.config[key]["hint_channels"]} if part == "controlnet" else {}
+            config[key] = {**config.get(key, one.config[key]), **hint}
+    version = recognise.version_of(sizes)
+    config = {"version": version, **header.get("config", {}), **config}
+    return Checkpoint(whole[0].layout, version, parts, sizes, dropped, header, config, files, None)
+
+
+def read_part(folder):
+    """Read one part: one file, or the shards that an index lists; what the weights do not show is in its config.json."""
+    index = next(iter(sorted(folder.glob("*.index*.json"))), None)
+    files, listed = shards(index) if index else ([weight_file(folder)], None)
+    checkpoint = interpret(folder, files, listed=listed)
+    if checkpoint.header or not (folder / "config.json").is_file():
+        return checkpoint
+    return replace(checkpoint, config=configs.refine(folder / "config.json", checkpoint.config))
+
+
+def weight_file(folder):
+    """Return the weight file of a folder: full precision before fp16, safetensors before pickle."""
+    for ending in ENDINGS:
+        for stem in STEMS:
+            if (folder / f"{stem}.{ending}").is_file():
+                return folder / f"{stem}.{ending}"
+    raise InputError(f"{folder}: a folder without weights; {EXPECTED}")
+
+
+def shards(index):
+    """Return the files that an index lists, and the names in it."""
+    places = configs.read_json(index).get("weight_map")
+    places = places if isinstance(places, dict) else {}
+    files = [index.parent / Path(str(name)).name for name in sorted(set(places.values()))]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing or not files:
+        names = ", ".join(missing[:3])
+        raise InputError(f"{index}: {len(missing)} of {len(files)} shards missing ({names}); fetch the whole folder")
+    return files, set(places)
+
+
+def interpret(path, files, ema=False, listed=None):
+    """Read the files of one model or part into a Checkpoint. listed: the names that shards must have together."""
+    tensors, headers, remarks = {}, [], []
+    for file in files:
+        more, metadata, said = read_tensors(file)
+        tensors, headers, remarks = tensors | more, [*headers, header_of(file, metadata)], remarks + said
+    if listed is not None and listed != set(tensors):
+        different = sorted(listed ^ set(tensors))
+        raise InputError(f"{path}: {len(different)} tensors not as listed, such as {different[0]}; fetch it again")
+    parts, sizes, dropped, layout = recognise.sort(path, tensors, ema)
     for part, own in parts.items():
         check_values(path, part, own)
-    version = formats.version_of(sizes)
-    config = header.get("config") or config_of(sizes, version)
-    prediction = config.get("prediction", "unknown")
-    return Checkpoint(layout, version, parts, [*dropped, *remarks], header, config, dtype_of(parts), prediction, [path])
-
-
-def recognise(path, tensors, ema=False):
-    """Sort the tensors into parts under our names; check every name and shape, but no value (meta tensors will do).
-
-    Returns {part: {our name: tensor}}, {part: sizes}, the names dropped on purpose, and the layout.
-    """
-    kind = formats.foreign(tensors)
-    if kind:
-        raise InputError(f"{path}: {kind}; {EXPECTED}")
-    found, dropped, left = formats.split(tensors)
-    if left:
-        beside = f" beside {', '.join(found)}" * bool(found)
-        raise InputError(f"{path}: {len(left)} unknown names{beside} ({', '.join(sorted(left)[:3])}, ...); {EXPECTED}")
-    if not found:
-        raise InputError(f"{path}: none of the names of a known part; {EXPECTED}")
-    parts, sizes = {}, {}
-    for part, (naming, inner) in found.items():
-        named = {name: tensors[file_name] for name, file_name in inner.items()}
-        sizes[part], rows = table_of(path, part, naming, named)
-        parts[part] = match(path, part, rows, naming, named)
-        if part == "unet" and ema:
-            parts[part] = match(path, "EMA of the UNet", rows, "original", averaged(path, rows, tensors))
-            dropped = [name for name in dropped if not name.startswith(EMA)]
-    if ema and "unet" not in parts:
-        raise InputError(f"{path}: holds no UNet, so no EMA of one; read it without EMA")
-    return parts, sizes, dropped, formats.layout_of(found, tensors)
-
-
-def table_of(path, part, naming, named):
-    """Deduce the sizes of a part and return them with its table."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
-    try:
-        sizes = formats.SIZES[part](shapes, naming)
-    except (KeyError, IndexError, ZeroDivisionError) as error:
-        raise InputError(f"{path}: {part}: {error.args[0]} is missing or has a strange shape; {EXPECTED}") from error
-    return sizes, TABLES[part](sizes)
-
-
-EMA = "model_ema.diffusion_model"
-
-
-def averaged(path, rows, tensors):
-    """Return the UNet's moving averages: `model_ema.` and the name below `model.` without its dots."""
-    names = {row.name: EMA + row.name.replace(".", "") for row in rows}
-    if not any(name in tensors for name in names.values()):
-        raise InputError(f"{path}: holds no EMA (an emaonly file has it in place of the weights); read it without EMA")
-    return {name: tensors[ema] for name, ema in names.items() if ema in tensors}
-
-
-def match(path, part, rows, naming, named):
-    """Check names and shapes against the table; return {our name: tensor}, with q, k, v joined.
-
-    Of the autoencoder's attention in diffusers' folders linear (C, C) and 1x1 convolution (C, C, 1, 1) are both taken.
-    """
-    if naming == "original":
-        expected = {row.name: (row.shape,) for row in rows}
-    else:
-        expected = {name: allowed(row) for row in rows for name in row.elsewhere}
-    compare(path, part, {name: tuple(tensor.shape) for name, tensor in named.items()}, expected)
-    if naming == "original":
-        return {row.name: named[row.name] for row in rows}
-    return {row.name: join([named[name] for name in row.elsewhere]).reshape(row.shape) for row in rows}
-
-
-def allowed(row):
-    """Return the shapes that a tensor may have under its names elsewhere."""
-    return (row.shape_elsewhere, row.shape) if len(row.elsewhere) == 1 else (row.shape_elsewhere,)
-
-
-def join(pieces):
-    """Concatenate along the first side; a single piece is not copied."""
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-
-
-def compare(path, part, found, expected):
-    """Raise InputError unless {name: shape} has the names of {name: allowed shapes} and one of each one's shapes."""
-    both = sorted(found.keys() & expected.keys())
-    faults = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "unknown": sorted(found.keys() - expected.keys()),
-        "misshapen": [f"{n} {found[n]} for {expected[n][0]}" for n in both if found[n] not in expected[n]],
-    }
-    told = [f"{len(names)} {fault} ({', '.join(names[:3])})" for fault, names in faults.items() if names]
-    if told:
-        raise InputError(f"{path}: {part} does not fit: {', '.join(told)}; expected {len(expected)} known tensors")
+    version, header = recognise.version_of(sizes), join_headers(headers)
+    config = {"version": version, **recognise.config_of(sizes), **header.get("config", {})}
+    choice = "unet" in parts and any(name.startswith(recognise.EMA) for name in tensors)
+    return Checkpoint(layout, version, parts, sizes, dropped + remarks, header, config, files, ema if choice else None)
 
 
 def check_values(path, part, tensors):
     """Raise InputError for other number formats, NaN or infinity: a sum shows them without a copy of the tensor."""
     for name, tensor in tensors.items():
-        if tensor.dtype not in FORMATS:
+        if tensor.dtype not in NUMBERS:
             raise InputError(f"{path}: {part}: {name} is of {tensor.dtype}; expected float32, float16 or bfloat16")
         if not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
             raise InputError(f"{path}: {part}: {name} holds NaN or infinity; take a file from before training failed")
-
-
-def dtype_of(parts):
-    """Name the number format, or all of them where they are mixed."""
-    dtypes = {tensor.dtype for tensors in parts.values() for tensor in tensors.values()}
-    return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-
-
-def config_of(sizes, version):
-    """Return the sizes of the parts as the header of our own files would state them."""
-    config = {part: asdict(sizes[part]) for part in ("unet", "vae", "text") if part in sizes}
-    if "controlnet" in sizes:
-        own = asdict(sizes["controlnet"])
-        config["unet"] = {**config.get("unet", own), "hint_channels": own["hint_channels"]}
-    return {**config, "version": version, "prediction": "eps" if version == "sd1" else "unknown"}
 
 
 def fill(module, tensors, path, part):
@@ -215,8 +217,7 @@ def fill(module, tensors, path, part):
     which stays as it is: a page that training changes becomes a private copy.
     """
     own = module.state_dict()
-    expected = {name: (tuple(tensor.shape),) for name, tensor in own.items()}
-    compare(path, part, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, expected)
+    recognise.compare(path, part, tensors, own)
     cast = {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}
     if not any(tensor.is_meta for tensor in own.values()):
         cast = {name: tensor.to(own[name].device) for name, tensor in cast.items()}

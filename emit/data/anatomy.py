@@ -1,12 +1,11 @@
 """Drawn anatomy: one breast ultrasound, one abdominal CT or one prostate MR slice, with its labels and boundaries.
 
-Not a simulation: what is kept of each modality is stated at its function, and nothing clinical follows from it. Rows
-run from anterior to posterior (ultrasound: from the skin down), columns from the patient's right to left. Lengths are
-fractions of half the picture's width. Every random draw comes from the numpy generator that is passed in.
+Not a simulation: what each modality keeps of its physics stands at its function, and nothing clinical follows from it.
+Rows run from anterior to posterior (ultrasound: from the skin down), columns from the patient's right to left. Lengths
+are fractions of half the picture's width. Every random draw comes from the numpy generator that is passed in.
 """
 
-from dataclasses import dataclass
-from functools import lru_cache
+from collections import namedtuple
 
 import numpy as np
 from scipy import ndimage
@@ -14,14 +13,12 @@ from scipy import ndimage
 DYNAMIC_RANGE = 60.0  # dB from black to white in the ultrasound picture
 LUNG, AIR, FAT, MUSCLE = -850, -1000, -100, 55  # HU
 
+# An ellipsoid with a wobbling contour: centre (x, y, z), radii (a, b, h); h along the slice axis, z in [-1, 1].
+Organ = namedtuple("Organ", "x y z a b h angle wave")
 
-@dataclass(frozen=True)
-class Picture:
-    """One slice: image (C, H, W) in physical units, masks (labels (H, W) of each object), boundary (H, W) in [0, 1]."""
 
-    image: np.ndarray
-    masks: tuple
-    boundary: np.ndarray
+class PhantomSlice(namedtuple("PhantomSlice", "image masks boundary")):
+    """image (C, H, W) in physical units, masks: labels (H, W) of each object, boundary (H, W) in [0, 1]."""
 
     @property
     def mask(self):
@@ -54,9 +51,17 @@ class Canvas:
         theta = np.arctan2(v, u)
         return self.distance(np.hypot(u, v) - 1 - sum(c * np.cos(k * theta + phase) for k, c, phase in wave))
 
-    def strands(self, rng, spread, offset=0.25):
+    def cut(self, organ, z, shrink=0.0):
+        """Return the distance to an organ's contour at height z; nowhere inside where the slice misses it."""
+        scale = np.sqrt(max(1 - ((z - organ.z) / organ.h) ** 2, 0))
+        a, b = organ.a * scale - shrink, organ.b * scale - shrink
+        if min(a, b) < 0.02:
+            return np.full((self.size, self.size), np.inf)
+        return self.blob(organ.x, organ.y, a, b, organ.angle, organ.wave)
+
+    def strands(self, rng, spread):
         """Return the distance to thin winding sheets: a contour of a smooth random field, spread = (rows, columns)."""
-        return self.distance(make_grain(rng, self.size, (spread[0] * self.size, spread[1] * self.size)) + offset)
+        return self.distance(make_grain(rng, self.size, (spread[0] * self.size, spread[1] * self.size)) + 0.25)
 
     def paint(self, distance, values, soft=1.0, line=1.0):
         """Cover a region with values, over an edge `soft` pixels wide; draw its contour 1.5 pixels wide."""
@@ -69,34 +74,16 @@ class Canvas:
         """Add a line to the boundary map."""
         self.boundary = np.maximum(self.boundary, line * np.clip(1.25 - np.abs(distance), 0, 1))
 
-
-@dataclass(frozen=True)
-class Organ:
-    """An ellipsoid with a wobbling contour: centre (x, y, z), radii (a, b, h); h along the slice axis, z in [-1, 1]."""
-
-    x: float
-    y: float
-    z: float
-    a: float
-    b: float
-    h: float
-    angle: float
-    wave: tuple
-
-    def cut(self, canvas, z, shrink=0.0):
-        """Return the distance to the organ's contour at height z; nowhere inside where the slice misses it."""
-        scale = np.sqrt(max(1 - ((z - self.z) / self.h) ** 2, 0))
-        a, b = self.a * scale - shrink, self.b * scale - shrink
-        if min(a, b) < 0.02:
-            return np.full((canvas.size, canvas.size), np.inf)
-        return canvas.blob(self.x, self.y, a, b, self.angle, self.wave)
+    def brighten(self, distance, amount, reach=1.5):
+        """Add to the first property along a curve, up to `reach` pixels from it."""
+        self.properties[0] += amount * np.clip(reach - np.abs(distance), 0, 1)
 
 
 def draw_organ(rng, x, y, a, b, h=9.0, z=0.0, angle=0.0, vary=0.08, wobble=0.04):
     """Draw a patient's organ: centre, radii and angle vary by about `vary` of the radii, the contour by `wobble`."""
     shift, scale = rng.normal(0, vary, 3) * (a, b, 0.5 * min(h, 1)), np.exp(rng.normal(0, vary, 3))
     return Organ(x + shift[0], y + shift[1], z + shift[2], a * scale[0], b * scale[1], h * scale[2],
-                 angle + rng.normal(0, vary), draw_wave(rng, wobble, 2, 4))
+                 angle + rng.normal(0, vary), draw_wave(rng, wobble, 2, 4))  # fmt: skip
 
 
 def draw_wave(rng, amplitude, low, high):
@@ -109,21 +96,15 @@ def draw_wave(rng, amplitude, low, high):
 
 def make_grain(rng, size, sigma):
     """Return Gaussian noise (size, size), mean 0, variance 1, correlated over sigma = (rows, columns) pixels."""
-    return ndimage.gaussian_filter(rng.standard_normal((size, size)), sigma, mode="wrap") / measure_gain(size, sigma)
-
-
-@lru_cache
-def measure_gain(size, sigma):
-    """Return the standard deviation that the filter leaves of white noise: the root sum of squares of its kernel."""
-    impulse = np.zeros((size, size))
+    noise, impulse = rng.standard_normal((size, size)), np.zeros((size, size))
     impulse[size // 2, size // 2] = 1
-    return np.sqrt(np.square(ndimage.gaussian_filter(impulse, sigma, mode="wrap")).sum())
+    smooth, kernel = (ndimage.gaussian_filter(plane, sigma, mode="wrap") for plane in (noise, impulse))
+    return smooth / np.sqrt(np.square(kernel).sum())
 
 
 def make_speckle(rng, size):
     """Return fully developed speckle: the amplitude |g1 + i g2| / sqrt 2 of a random phasor sum, Rayleigh, rms 1."""
-    real, imaginary = (make_grain(rng, size, (0.9, 1.4)) for _ in range(2))
-    return np.hypot(real, imaginary) / np.sqrt(2)
+    return add_rician(rng, np.zeros((size, size)), 1.0, (0.9, 1.4)) / np.sqrt(2)
 
 
 def make_bias(rng, size):
@@ -133,59 +114,54 @@ def make_bias(rng, size):
     return 1 + 0.3 * np.cos(period[0] * t + phase[0])[:, None] * np.cos(period[1] * t + phase[1])[None, :]
 
 
-def add_rician(rng, signal, sigma):
+def add_rician(rng, signal, sigma, grain=(0.7, 0.7)):
     """Return the magnitude |signal + complex noise|: Rician, and Rayleigh with mean sigma sqrt(pi / 2) where dark."""
-    real, imaginary = (sigma * make_grain(rng, signal.shape[-1], (0.7, 0.7)) for _ in range(2))
+    real, imaginary = (sigma * make_grain(rng, signal.shape[-1], grain) for _ in range(2))
     return np.hypot(signal + real, imaginary)
 
 
 # Breast ultrasound. Properties: echo level in dB below white, tissue texture in dB, attenuation in dB over the depth.
 
 
-def draw_us(size, pathology, fixed, rng):
-    """Draw one breast ultrasound: image (1, H, W) in [0, 1], one mask per lesion, label 1. `fixed`: patient's draws.
+def draw_us_patient(rng, pathology):
+    """Draw a patient for draw_us: pathology, dB of fat and gland, gain in dB, thickness of skin, fat and gland."""
+    ranges = ((-37, -31), (-24, -16), (-3, 4), (0.08, 0.14), (0.25, 0.6), (0.5, 0.95))
+    return pathology, *(rng.uniform(low, high) for low, high in ranges)
+
+
+def draw_us(size, patient, z, rng):
+    """Draw one breast ultrasound, anew for every z: image (1, H, W) in [0, 1], one mask per lesion, label 1.
 
     Layers of skin, fat, gland and muscle; grey = level + fibre texture - attenuation summed down the beam + Rayleigh
     speckle, in dB over a range of 60 dB. Benign: smooth, wider than tall, bright behind; malignant: taller, ragged,
     blurred, dark behind. Fat lobules, cysts and shadows are there to mislead and carry no label.
     """
-    u = fixed.uniform
-    fat, gland, gain = u(-37, -31), u(-24, -16), u(-3, 4)
-    depth = np.cumsum([u(0.08, 0.14), u(0.25, 0.6), u(0.5, 0.95)]) - 1
+    pathology, fat, gland, gain, *layers = patient
     canvas = Canvas(size, (-14, 3, 2))
     curves = []
-    for at, values in zip(depth, ((fat, 3, 6), (gland, 5, 8), (fat - 4, 8, 14)), strict=True):
-        curves.append(at + draw_curve(rng, canvas.x[0], 0.02 + 0.06 * (at > -0.8)))
-        interface = canvas.distance(curves[-1][None, :] - canvas.y)
+    for at, values in zip(np.cumsum(layers) - 1, ((fat, 3, 6), (gland, 5, 8), (fat - 4, 8, 14)), strict=True):
+        amplitude = 0.02 + 0.06 * (at > -0.8)
+        waves = ((k, rng.normal(0, amplitude / k), rng.uniform(0, 2 * np.pi)) for k in (1, 2, 3))
+        curves.append(at + sum(c * np.cos(k * 1.7 * canvas.x[0] + phase) for k, c, phase in waves))
+        interface = canvas.distance(curves[-1] - canvas.y)
         canvas.paint(interface, values, soft=2.0)
-        canvas.properties[0] += 8 * np.clip(1.5 - np.abs(interface), 0, 1)
-    draw_septa(canvas, rng, curves)
+        canvas.brighten(interface, 8)
+    septa = canvas.strands(rng, (0.09, 0.16))  # bright sheets between lobules, visible boundaries in the fat alone
+    in_fat = (canvas.y > curves[0] + 0.06) & (canvas.y < curves[1])
+    canvas.brighten(septa, 14 * in_fat + 5 * ((canvas.y >= curves[1]) & (canvas.y < curves[2])), 1.4)
+    canvas.stroke(np.where(in_fat, septa, np.inf))
     draw_distractors(canvas, rng, curves, fat)
     lesions = 0 if pathology == "normal" else 1 + (rng.random() < 0.12)
     masks = [draw_lesion(canvas, rng, pathology, curves, gland) for _ in range(lesions)]
     level, texture, attenuation = canvas.properties
-    rows = np.arange(size)[:, None] + (curves[1] - curves[1].mean())[None, :] * size / 2  # fibres follow the layers
+    rows = np.arange(size)[:, None] + (curves[1] - curves[1].mean()) * size / 2  # fibres follow the layers
     columns = np.broadcast_to(np.arange(size), (size, size))
     fibre = ndimage.map_coordinates(make_grain(rng, size, (1.1, size / 12)), [rows, columns], order=1, mode="wrap")
     beam = ndimage.gaussian_filter1d(np.cumsum(attenuation, axis=0) / size, size / 64, axis=1)
     speckle = 20 * np.log10(make_speckle(rng, size) + 0.15)  # the scanner's floor keeps the nulls from going black
     image = np.clip(1 + (level + texture * fibre - beam + gain + speckle) / DYNAMIC_RANGE, 0, 1)
     masks = masks or [np.zeros((size, size), np.uint8)]
-    return Picture(image[None].astype(np.float32), tuple(masks), canvas.boundary)
-
-
-def draw_curve(rng, x, amplitude):
-    """Draw a layer's gently waving depth along x."""
-    return sum(rng.normal(0, amplitude / k) * np.cos(k * 1.7 * x + rng.uniform(0, 2 * np.pi)) for k in (1, 2, 3))
-
-
-def draw_septa(canvas, rng, curves):
-    """Draw the bright sheets between lobules: strong in the fat, where they are visible boundaries, faint in gland."""
-    distance = canvas.strands(rng, (0.09, 0.16))
-    fat = (canvas.y > curves[0][None, :] + 0.06) & (canvas.y < curves[1][None, :])
-    gland = (canvas.y >= curves[1][None, :]) & (canvas.y < curves[2][None, :])
-    canvas.properties[0] += (14 * fat + 5 * gland) * np.clip(1.4 - np.abs(distance), 0, 1)
-    canvas.stroke(np.where(fat, distance, np.inf))
+    return PhantomSlice(image[None].astype(np.float32), tuple(masks), canvas.boundary)
 
 
 def draw_distractors(canvas, rng, curves, fat):
@@ -194,14 +170,14 @@ def draw_distractors(canvas, rng, curves, fat):
         x, y = draw_place(rng, canvas, curves)
         a = rng.uniform(0.12, 0.34)
         lobule = canvas.blob(x, y, a, a * rng.uniform(0.3, 0.5), rng.normal(0, 0.3), draw_wave(rng, 0.08, 2, 4))
-        canvas.properties[0] += 3 * np.clip(1.5 - np.abs(lobule - 1), 0, 1)
+        canvas.brighten(lobule - 1, 3)
         canvas.paint(lobule, (fat + 5, 4, 6))
     if rng.random() < 0.2:
         x, y = draw_place(rng, canvas, curves)
         a = rng.uniform(0.07, 0.13)
         canvas.paint(canvas.blob(x, y, a, a * rng.uniform(0.8, 1.0)), (-58, 0, -60))
     if rng.random() < 0.3:
-        canvas.properties[2] += rng.uniform(8, 20) * np.exp(-((canvas.x - rng.uniform(-1, 1)) / 0.15) ** 2)
+        canvas.properties[2] += rng.uniform(8, 20) * np.exp(-(((canvas.x - rng.uniform(-1, 1)) / 0.15) ** 2))
 
 
 def draw_place(rng, canvas, curves):
@@ -234,7 +210,7 @@ def draw_ct_patient(rng, pathology):
     """Draw a patient for draw_ct: organs, their HU in this contrast phase, vessels, noise."""
     contrast, fat = rng.uniform(0, 1), rng.uniform(0.05, 0.17)
     large = 1.35 if pathology == "splenomegaly" else 1.0
-    organ = {
+    organs = {
         "body": draw_organ(rng, 0, 0, 1, 1, vary=0.0, wobble=0.025),
         "dome": draw_organ(rng, 0, -0.02, 1.1 - fat, 1.1 - fat, h=2.2, z=-1, vary=0.02),
         "liver": draw_organ(rng, -0.46, -0.02, 0.44, 0.6, h=1.3, z=0.3, angle=0.15, wobble=0.06),
@@ -249,7 +225,7 @@ def draw_ct_patient(rng, pathology):
         "lesion": draw_organ(rng, 0.62, 0.22, 0.1, 0.14, h=0.5, z=0.25, vary=0.25),
     }
     return {
-        "organ": organ, "fat": fat, "noise": rng.uniform(10, 18), "lesion": pathology == "splenic_lesion",
+        "organs": organs, "fat": fat, "noise": rng.uniform(10, 18), "lesion": pathology == "splenic_lesion",
         "hu": {"liver": 58 + 52 * contrast, "spleen": 48 + 72 * contrast, "kidney": 32 + 150 * contrast,
                "vessel": 42 + 150 * contrast, "stomach": rng.uniform(5, 40), "lesion": rng.uniform(5, 25)},
         "stretch": (rng.uniform(0.88, 0.97), rng.uniform(0.64, 0.78)),
@@ -258,7 +234,7 @@ def draw_ct_patient(rng, pathology):
         "vessels": [draw_organ(rng, rng.uniform(-0.6, -0.2), rng.uniform(-0.3, 0.2), 0.16, 0.035, h=0.5,
                                z=rng.uniform(-0.3, 0.8), angle=rng.uniform(-1, 1)) for _ in range(5)],
         "ribs": rng.uniform(-0.06, 0.06, 8),
-    }
+    }  # fmt: skip
 
 
 def draw_ct(size, patient, z, rng):
@@ -267,69 +243,71 @@ def draw_ct(size, patient, z, rng):
     Air -1000, lung -850, fat -100, muscle 55, organs from plain to portal-venous phase (spleen 48 to 120, liver 58 to
     110); Gaussian noise of 10 to 18 HU with a grain. Gas lies on top of the stomach's fluid: the patient lies supine.
     """
-    organ, hu, fat = patient["organ"], patient["hu"], patient["fat"]
+    organs, hu, fat = patient["organs"], patient["hu"], patient["fat"]
     canvas = Canvas(size, (AIR, 0), patient["stretch"])
-    cut = {name: one.cut(canvas, z) for name, one in organ.items()}
+    cut = {name: canvas.cut(organ, z) for name, organ in organs.items()}
     table = canvas.blob(0, 0.35, 1.15, 0.95)
-    canvas.paint(np.maximum(np.maximum(table, -table - size / 30), canvas.distance(0.95 - canvas.y)), (-30, 0))
-    canvas.paint(cut["body"], (FAT, 8))
-    canvas.paint(organ["body"].cut(canvas, z, fat), (MUSCLE, 25))
-    cavity = organ["body"].cut(canvas, z, fat + 0.1)
-    canvas.paint(cavity, (LUNG, 20))
+    cavity = canvas.cut(organs["body"], z, fat + 0.1)
     dome = np.maximum(cut["dome"], cavity)
-    canvas.paint(dome, (FAT, 25))
-    for side in (-1, 1):
-        canvas.paint(canvas.blob(side * 0.24, 0.68, 0.24, 0.2), (MUSCLE, 15))
-    for loop in patient["bowel"]:
-        canvas.paint(np.maximum(loop.cut(canvas, z), dome), (hu["stomach"] + 15, 30))
-    draw_bones(canvas, patient, z)
-    for name in ("aorta", "cava"):
-        canvas.paint(cut[name], (hu["vessel"], 0))
-    for name in ("right kidney", "left kidney"):
-        canvas.paint(np.maximum(cut[name], dome), (hu["kidney"], 5))
-        canvas.paint(organ[name].cut(canvas, z, 0.1), (FAT + 60, 10))
     inner = dome + size / 40
     stomach = np.maximum(cut["stomach"], inner)
+    gas = np.maximum(stomach + size / 50, canvas.distance(canvas.y - organs["stomach"].y + 0.08))
     liver = np.maximum(np.minimum(cut["liver"], cut["left lobe"]), inner)
-    medial = canvas.blob(organ["left kidney"].x - 0.2, organ["left kidney"].y, 0.25, 0.35)
+    medial = canvas.blob(organs["left kidney"].x - 0.2, organs["left kidney"].y, 0.25, 0.35)
     neighbours = np.min((stomach, cut["left kidney"], medial), axis=0)
     spleen = np.max((cut["spleen"], inner, size / 40 - neighbours), axis=0)
-    canvas.paint(liver, (hu["liver"], 5))
-    for vessel in patient["vessels"]:
-        canvas.paint(np.maximum(vessel.cut(canvas, z), liver + 1), (0.5 * (hu["liver"] + hu["vessel"]), 0), line=0.0)
-    canvas.paint(stomach, (hu["stomach"], 10))
-    canvas.paint(np.maximum(stomach + size / 50, canvas.distance(canvas.y - organ["stomach"].y + 0.08)), (AIR + 50, 0))
-    canvas.paint(spleen, (hu["spleen"], 5))
-    if patient["lesion"]:
-        canvas.paint(np.maximum(cut["lesion"], spleen + 1), (hu["lesion"], 5))
+    for row in (  # region, (HU, texture), soft, line
+        (np.max((table, -table - size / 30, canvas.distance(0.95 - canvas.y)), axis=0), (-30, 0)),
+        (cut["body"], (FAT, 8)),
+        (canvas.cut(organs["body"], z, fat), (MUSCLE, 25)),
+        (cavity, (LUNG, 20)),
+        (dome, (FAT, 25)),
+        *((canvas.blob(x, 0.68, 0.24, 0.2), (MUSCLE, 15)) for x in (-0.24, 0.24)),
+        *((np.maximum(canvas.cut(loop, z), dome), (hu["stomach"] + 15, 30)) for loop in patient["bowel"]),
+        *list_bones(canvas, patient, z),
+        *((cut[name], (hu["vessel"], 0)) for name in ("aorta", "cava")),
+        (np.maximum(cut["right kidney"], dome), (hu["kidney"], 5)),
+        (canvas.cut(organs["right kidney"], z, 0.1), (FAT + 60, 10)),
+        (np.maximum(cut["left kidney"], dome), (hu["kidney"], 5)),
+        (canvas.cut(organs["left kidney"], z, 0.1), (FAT + 60, 10)),
+        (liver, (hu["liver"], 5)),
+        *((np.maximum(canvas.cut(vessel, z), liver + 1), (0.5 * (hu["liver"] + hu["vessel"]), 0), 1.0, 0.0)
+          for vessel in patient["vessels"]),
+        (stomach, (hu["stomach"], 10)),
+        (gas, (AIR + 50, 0)),
+        (spleen, (hu["spleen"], 5)),
+        *[(np.maximum(cut["lesion"], spleen + 1), (hu["lesion"], 5))] * patient["lesion"],
+    ):  # fmt: skip
+        canvas.paint(*row)
     level, texture = canvas.properties
     image = level + texture * make_grain(rng, size, (1.2, 1.2)) + patient["noise"] * make_grain(rng, size, (0.8, 0.8))
-    return Picture(np.maximum(image, -1024)[None].astype(np.float32), ((spleen < 0).astype(np.uint8),), canvas.boundary)
+    mask = (spleen < 0).astype(np.uint8)
+    return PhantomSlice(np.maximum(image, -1024)[None].astype(np.float32), (mask,), canvas.boundary)
 
 
-def draw_bones(canvas, patient, z):
-    """Paint the vertebra with its canal and processes, and the ribs that this slice meets in the wall."""
-    spine, ring = patient["organ"]["spine"], 1 - patient["fat"] - 0.05
+def list_bones(canvas, patient, z):
+    """List the vertebra with its canal and processes, and the ribs that this slice meets in the wall, to be painted."""
+    spine, ring = patient["organs"]["spine"], 1 - patient["fat"] - 0.05
     for x, y, a, b in ((0, 0.32, 0.035, 0.14), (-0.18, 0.2, 0.1, 0.035), (0.18, 0.2, 0.1, 0.035), (0, 0.17, 0.11, 0.1)):
-        canvas.paint(canvas.blob(spine.x + x, spine.y + y, a, b), (420, 40))
-    canvas.paint(spine.cut(canvas, z), (480, 30))
-    canvas.paint(spine.cut(canvas, z, 0.04), (230, 40), line=0.0)
-    canvas.paint(canvas.blob(spine.x, spine.y + 0.2, 0.055, 0.05), (30, 0))
+        yield canvas.blob(spine.x + x, spine.y + y, a, b), (420, 40)
+    yield canvas.cut(spine, z), (480, 30)
+    yield canvas.cut(spine, z, 0.04), (230, 40), 1.0, 0.0
+    yield canvas.blob(spine.x, spine.y + 0.2, 0.055, 0.05), (30, 0)
     for number, jitter in enumerate(patient["ribs"]):
         side = 2 * (number % 2) - 1
         theta = np.pi * (0.22 * (number // 2) - 0.28 + jitter + 0.12 * z)
         x, y = side * ring * np.cos(theta), ring * np.sin(theta)
-        canvas.paint(canvas.blob(x, y, 0.035, 0.1 + 0.5 * abs(jitter), side * (theta + 2 * jitter)), (450, 60))
+        yield canvas.blob(x, y, 0.035, 0.1 + 0.5 * abs(jitter), side * (theta + 2 * jitter)), (450, 60)
 
 
 # Prostate MR. Properties: T2-weighted signal, ADC in 1e-6 mm^2/s, texture as a fraction of the signal.
 
 
 def draw_mr_patient(rng, pathology):
-    """Draw a patient for draw_mr: organs, zone contrast, lesion, noise, the coil's bias field."""
+    """Draw a patient for draw_mr: organs, zone contrast, lesion, noise, the seed of strands and of the coil's bias."""
     grown = 1.3 if pathology == "enlarged" else 1.0
     whole = (1 + grown) / 2
-    organ = {
+    organs = {
         "prostate": draw_organ(rng, 0, 0.02, 0.42 * whole, 0.34 * whole, h=1.3, vary=0.07, wobble=0.03),
         "gland": draw_organ(rng, 0, -0.05, 0.29 * grown, 0.22 * grown, h=1.25, z=0.1, vary=0.07, wobble=0.04),
         "bladder": draw_organ(rng, 0, -0.5, 0.44, 0.3, h=0.9, z=1.0, vary=0.12, wobble=0.04),
@@ -337,22 +315,23 @@ def draw_mr_patient(rng, pathology):
         "levator": draw_organ(rng, 0, 0.3, 0.55, 0.68, h=3, z=1.0, vary=0.03),
         "lesion": draw_organ(rng, rng.choice((-0.24, 0.24)), 0.2, 0.12, 0.09, h=0.7, vary=0.2, wobble=0.08),
     }
-    for side, name in ((-1, "right"), (1, "left")):
-        organ[name + " obturator"] = draw_organ(rng, side * 0.72, 0.0, 0.17, 0.55, angle=side * 0.15, wobble=0.1)
-        organ[name + " femur"] = draw_organ(rng, side * 1.12, -0.12, 0.4, 0.42, h=1.6, z=0.4, vary=0.06)
-        organ[name + " pubis"] = draw_organ(rng, side * 0.3, -0.78, 0.32, 0.16, h=1.0, z=-0.8, angle=side * 0.35,
-                                            wobble=0.08)
-        organ[name + " pectineus"] = draw_organ(rng, side * 0.75, -0.85, 0.3, 0.2, angle=-side * 0.5, wobble=0.08)
-        organ[name + " gluteus"] = draw_organ(rng, side * 0.75, 0.98, 0.5, 0.3, angle=-side * 0.5, wobble=0.06)
+    for name, side in (("right", -1), ("left", 1)):
+        organs |= {
+            f"{name} obturator": draw_organ(rng, side * 0.72, 0, 0.17, 0.55, angle=side * 0.15, wobble=0.1),
+            f"{name} femur": draw_organ(rng, side * 1.12, -0.12, 0.4, 0.42, h=1.6, z=0.4, vary=0.06),
+            f"{name} pubis": draw_organ(rng, side * 0.3, -0.78, 0.32, 0.16, 1, z=-0.8, angle=side * 0.35, wobble=0.08),
+            f"{name} pectineus": draw_organ(rng, side * 0.75, -0.85, 0.3, 0.2, angle=-side * 0.5, wobble=0.08),
+            f"{name} gluteus": draw_organ(rng, side * 0.75, 0.98, 0.5, 0.3, angle=-side * 0.5, wobble=0.06),
+        }
     spots = rng.uniform((-0.2, -0.2), (0.2, 0.08), (8 if pathology == "enlarged" else 4, 2))
     return {
-        "organ": organ, "zone": rng.uniform(0, 1), "noise": rng.uniform(18, 40), "lesion": pathology == "lesion",
+        "organs": organs, "zone": rng.uniform(0, 1), "noise": rng.uniform(18, 40), "lesion": pathology == "lesion",
         "gas": rng.random() < 0.5, "fixed": int(rng.integers(2**62)),
         "nodules": [(draw_organ(rng, x, y, 0.09, 0.08, h=0.6, z=rng.uniform(-0.5, 0.5), vary=0.3, wobble=0.08),
                      rng.uniform(200, 560)) for x, y in spots],
         "veins": [draw_organ(rng, side * rng.uniform(0.4, 0.52), y, 0.05, 0.06, h=0.6, vary=0.3, wobble=0.1,
                              z=rng.uniform(-0.6, 0.6)) for side in (-1, 1) for y in (-0.15, 0.1, 0.3)],
-    }
+    }  # fmt: skip
 
 
 def draw_mr(size, patient, z, rng):
@@ -360,40 +339,48 @@ def draw_mr(size, patient, z, rng):
 
     T2 is multiplied by a smooth bias field and gets Rician noise; ADC is blurred (echo-planar) with Gaussian noise.
     """
-    organ, zone = patient["organ"], patient["zone"]
-    muscle, marrow, mesorectum = (180, 1100, 0.2), (430, 350, 0.12), (540, 300, 0.12)
+    zone = patient["zone"]
+    muscle, bone, marrow = (180, 1100, 0.2), (70, 100, 0.1), (430, 350, 0.12)
     canvas = Canvas(size, (600, 250, 0.12))
     fixed = np.random.default_rng(patient["fixed"])
     strands = canvas.strands(fixed, (0.1, 0.1))
     canvas.paint(np.abs(strands) - 0.6, (340, 500, 0.1), soft=1.5, line=0.0)
     canvas.stroke(strands)
-    cut = {name: one.cut(canvas, z) for name, one in organ.items()}
+
+    def cut(name, shrink=0.0):
+        return canvas.cut(patient["organs"][name], z, shrink)
+
+    prostate, levator = cut("prostate"), cut("levator")
+    gland = np.maximum(cut("gland"), prostate + 1.5)
+    rows = []  # region, (T2, ADC, texture), soft, line
     for side in ("right", "left"):
-        for name in (" gluteus", " pectineus", " obturator"):
-            canvas.paint(cut[side + name], muscle, soft=1.5)
-        for name in (" femur", " pubis"):
-            canvas.paint(cut[side + name], (70, 100, 0.1))
-            canvas.paint(organ[side + name].cut(canvas, z, 0.05), marrow, line=0.0)
-    canvas.paint(cut["levator"], muscle, soft=1.5)
-    canvas.paint(organ["levator"].cut(canvas, z, 0.07), mesorectum, soft=1.5, line=0.0)
-    for vein in patient["veins"]:
-        canvas.paint(np.maximum(vein.cut(canvas, z), cut["levator"] + 2), (850, 1500, 0.05))
-    canvas.paint(cut["rectum"], (300, 1200, 0.15))
-    canvas.paint(organ["rectum"].cut(canvas, z, 0.06), (15, 200, 0) if patient["gas"] else (450, 900, 0.3))
-    canvas.paint(cut["bladder"], (220, 1300, 0.1))
-    canvas.paint(organ["bladder"].cut(canvas, z, 0.05), (960, 2700, 0.01), line=0.0)
-    prostate, gland = cut["prostate"], np.maximum(cut["gland"], cut["prostate"] + 1.5)
-    canvas.paint(prostate, (170, 900, 0.1))
-    canvas.paint(organ["prostate"].cut(canvas, z, 0.03), (600 + 220 * zone, 1700, 0.08), line=0.0)
-    canvas.paint(gland, (200, 1000, 0.1))
-    canvas.paint(gland + size / 55, (330 + 60 * zone, 1300, 0.15), line=0.0)
-    for nodule, signal in patient["nodules"]:
-        canvas.paint(np.maximum(nodule.cut(canvas, z), gland + 1), (signal, 700 + 1.5 * signal, 0.15))
-    if patient["lesion"]:
-        canvas.paint(np.maximum(cut["lesion"], prostate + 1), (240, 700, 0.1), soft=2.0)
+        rows += [(cut(f"{side} {name}"), muscle, 1.5) for name in ("gluteus", "pectineus", "obturator")]
+        for name in (f"{side} femur", f"{side} pubis"):
+            rows += [(cut(name), bone), (cut(name, 0.05), marrow, 1.0, 0.0)]
+    rows += [
+        (levator, muscle, 1.5),
+        (cut("levator", 0.07), (540, 300, 0.12), 1.5, 0.0),
+        *((np.maximum(canvas.cut(vein, z), levator + 2), (850, 1500, 0.05)) for vein in patient["veins"]),
+        (cut("rectum"), (300, 1200, 0.15)),
+        (cut("rectum", 0.06), (15, 200, 0) if patient["gas"] else (450, 900, 0.3)),
+        (cut("bladder"), (220, 1300, 0.1)),
+        (cut("bladder", 0.05), (960, 2700, 0.01), 1.0, 0.0),
+        (prostate, (170, 900, 0.1)),
+        (cut("prostate", 0.03), (600 + 220 * zone, 1700, 0.08), 1.0, 0.0),
+        (gland, (200, 1000, 0.1)),
+        (gland + size / 55, (330 + 60 * zone, 1300, 0.15), 1.0, 0.0),
+        *((np.maximum(canvas.cut(nodule, z), gland + 1), (signal, 700 + 1.5 * signal, 0.15))
+          for nodule, signal in patient["nodules"]),
+        *[(np.maximum(cut("lesion"), prostate + 1), (240, 700, 0.1), 2.0)] * patient["lesion"],
+    ]  # fmt: skip
+    for row in rows:
+        canvas.paint(*row)
     t2, adc, texture = canvas.properties
     fraction = np.maximum(1 + texture * make_grain(rng, size, (1.3, 1.3)), 0)
     t2 = add_rician(rng, t2 * fraction * make_bias(fixed, size), patient["noise"])
     adc = ndimage.gaussian_filter(adc * fraction, 0.8) + 70 * make_grain(rng, size, (1.0, 1.0))
     mask = np.where(gland < 0, 2, prostate < 0).astype(np.uint8)
-    return Picture(np.stack([t2, np.maximum(adc, 0)]).astype(np.float32), (mask,), canvas.boundary)
+    return PhantomSlice(np.stack([t2, np.maximum(adc, 0)]).astype(np.float32), (mask,), canvas.boundary)
+
+
+DRAW = {"US": (draw_us_patient, draw_us), "CT": (draw_ct_patient, draw_ct), "MR": (draw_mr_patient, draw_mr)}

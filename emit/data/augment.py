@@ -69,7 +69,7 @@ def draw_displacement(image, amplitude, sigma, rng):
 # ---- the eight single arms
 
 
-def keep(image, mask, rng):
+def unchanged(image, mask, rng):
     """Baseline: change nothing."""
     return image, mask
 
@@ -165,8 +165,8 @@ def nnunet_like(image, mask, rng):
     return mirror(standard * deviation + mean, mask, rng)
 
 
-ARMS = {
-    "baseline": keep,
+AUGMENTATIONS = {
+    "baseline": unchanged,
     "contrast": contrast,
     "gamma": gamma,
     "brightness": brightness,
@@ -180,26 +180,24 @@ ARMS = {
 }
 
 
-def augment(image, mask, arm, rng):
-    """Apply the arm of that name to a batch: image (B, C, H, W) in [-1, 1], mask (B, H, W)."""
-    if arm not in ARMS:
-        raise InputError(f"arm {arm}: no such augmentation; choose from {', '.join(ARMS)}")
-    return ARMS[arm](image, mask, rng)
+def augment(image, mask, name, rng):
+    """Apply one of AUGMENTATIONS to a batch: image (B, C, H, W) in [-1, 1], mask (B, H, W)."""
+    if name not in AUGMENTATIONS:
+        raise InputError(f"augmentation {name}: is unknown; choose from {', '.join(AUGMENTATIONS)}")
+    return AUGMENTATIONS[name](image, mask, rng)
 
 
 # ---- real and generated in one image
 
 
-def draw_patches(count, size, alpha, patch, rng):
-    """Draw m (B, 1, H, W), true where real: U(0, 1) < alpha on H/patch x W/patch cells     (paper, Algorithm 1).
+def draw_patches(count, size, alpha, cells, rng):
+    """Draw m (B, 1, H, W), true where real: U(0, 1) < alpha on cells x cells, resized to H x W   (paper, Algorithm 1).
 
-    size = (H, W). alpha = 1 is real only, 0 generated only. Raises InputError where patch does not divide H and W.
+    size = (H, W). Nearest neighbour: 6 cells on 384 pixels are patches of 64, on 64 pixels patches of 10 or 11. alpha = 1
+    is real only, 0 generated only.
     """
-    height, width = size
-    if height % patch or width % patch:
-        raise InputError(f"patch {patch}: does not divide {height} x {width}; choose a divisor (paper: 64 for 384)")
-    cells = torch.rand(count, 1, height // patch, width // patch, generator=rng) < alpha
-    return cells.repeat_interleave(patch, dim=2).repeat_interleave(patch, dim=3)
+    real = torch.rand(count, 1, cells, cells, generator=rng) < alpha
+    return F.interpolate(real.float(), size, mode="nearest-exact").bool()
 
 
 def merge(real, generated, real_here):

@@ -1,62 +1,89 @@
 """Training images by index: read once, fitted to a square, kept in memory while they fit."""
 
+from dataclasses import dataclass
+
 import torch
 
 from emit.data.geometry import LINEAR, NEAREST, fit
+from emit.data.similarity import content_hash
 
 
 class Memo:
-    """rows = memo(indices): compute(missing indices) -> tensor (B, ...) runs once per index while `limit` bytes last."""
+    """memo(keys, inputs): row k is compute(inputs[k : k + 1])[0]; rows are kept while `limit` bytes last.
+
+    inputs: a list or tensor with one row for each key (None: the keys themselves). Every row is computed alone. On a CPU
+    the last bits of a convolution depend on the size of its batch, and a resumed run would meet other batches.
+    """
 
     def __init__(self, compute, limit=2 * 2**30):
         self.compute, self.room, self.kept = compute, limit, {}
 
-    def __call__(self, indices):
-        missing = [i for i in dict.fromkeys(indices) if i not in self.kept]
-        fresh = dict(zip(missing, self.compute(missing), strict=True)) if missing else {}
-        for i, row in fresh.items():
-            size = row.numel() * row.element_size()
-            if size <= self.room:
-                self.kept[i] = row.clone()
-                self.room -= size
-        return torch.stack([self.kept.get(i, fresh.get(i)) for i in indices])
+    def __call__(self, keys, inputs=None):
+        inputs, rows = keys if inputs is None else inputs, {}
+        for place, key in enumerate(keys):
+            if key not in rows:
+                rows[key] = self.kept[key] if key in self.kept else self._keep(key, self.compute(inputs[place : place + 1])[0])
+        return torch.stack([rows[key] for key in keys])
+
+    def _keep(self, key, row):
+        size = row.numel() * row.element_size()
+        if size <= self.room:
+            self.kept[key] = row = row.clone()
+            self.room -= size
+        return row
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B cases read: indices and cases, lists; image (B, 1, S, S) in [-1, 1]; mask (B, S, S) int64."""
+
+    indices: list
+    cases: list
+    image: torch.Tensor
+    mask: torch.Tensor
+
+    @property
+    def prompts(self):
+        return [case.prompt for case in self.cases]
 
 
 class Pictures:
-    """The cases' images and masks at training size.  image(indices): (B, 1, S, S) in [-1, 1];  mask(indices): (B, S, S).
+    """The cases' images and masks at training size; the `data` of a training run.
 
-    A case without a mask has an empty one. Also the `data` of a training run: batch(indices, rng) -> the indices.
+    A case without a mask has an empty one. hashes (N,) int64: the content hash of every picture that was read, 0 of the
+    others; the loop keeps them with its state, so that the ledger knows what a model has seen without a second reading.
     """
 
     def __init__(self, cases, size):
         self.cases, self.size = cases, size
+        self.hashes = torch.zeros(len(cases), dtype=torch.int64)
         self.pairs = Memo(self._read)
 
     def __len__(self):
         return len(self.cases)
 
-    def batch(self, indices, rng):
-        """Read the batch ahead of time (this runs in the prefetching thread) and hand on its indices."""
-        self.pairs(indices)
-        return indices
+    def batch(self, indices, rng=None):
+        """Read a Batch (in the prefetching thread of a run)."""
+        return Batch(indices, [self.cases[i] for i in indices], *self.read(indices))
+
+    def read(self, indices):
+        """Return images (B, 1, S, S) in [-1, 1] and masks (B, S, S) int64."""
+        pairs = self.pairs(indices)
+        return pairs[:, :1], pairs[:, 1].round().long()
 
     def image(self, indices):
         """Return images (B, 1, S, S) in [-1, 1]."""
-        return self.pairs(indices)[:, :1]
+        return self.read(indices)[0]
 
     def mask(self, indices):
         """Return masks (B, S, S) int64."""
-        return self.pairs(indices)[:, 1].round().long()
-
-    def prompts(self, indices):
-        """Return the B prompts."""
-        return [self.cases[i].prompt for i in indices]
+        return self.read(indices)[1]
 
     def _read(self, indices):
-        rows = []
-        for i in indices:
-            image, mask = self.cases[i].load()
-            image = fit(image, self.size, LINEAR, -1.0)
-            mask = torch.zeros_like(image) if mask is None else fit(mask, self.size, NEAREST, 0).float()
-            rows.append(torch.stack([image, mask]))
-        return torch.stack(rows)
+        (index,) = indices
+        image, mask = self.cases[index].load()
+        hashed = content_hash(image)
+        self.hashes[index] = hashed - 2**64 if hashed >= 2**63 else hashed  # the same 64 bits, signed
+        image = fit(image, self.size, LINEAR, -1.0)
+        mask = torch.zeros_like(image) if mask is None else fit(mask, self.size, NEAREST, 0).float()
+        return torch.stack([image, mask])[None]

@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from emit.data import images, listing, volumes
 from emit.data.prompts import describe
 from emit.errors import InputError
@@ -30,8 +28,9 @@ SLICE_LAST = re.compile(r"(.*\d.*)_\d+")  # 100005_18 is slice 18 of 100005; img
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One slice. `load()` reads (image float32 (H, W) in [-1, 1], mask uint8 (H, W) in 0..K-1 or None), native grid.
+    """One slice of a data set; its pixels are read when they are asked for.
 
+    read: function of the path that returns image and mask; the default is for a flat picture without a mask.
     group: the patient, or a set of near-duplicates; never on two sides of a split. stratum: what splits balance.
     spacing: (row, column) in mm, thickness: mm from slice to slice, both None if unknown.
     volume, index: which slice of which volume, in canonical order; volume is None for a flat picture.
@@ -42,11 +41,15 @@ class Case:
     prompt: str
     stratum: str
     path: str
-    load: Callable = field(repr=False, compare=False)
+    read: Callable = field(default=images.read_plain, repr=False, compare=False)
     spacing: tuple | None = None
     thickness: float | None = None
     volume: str | None = None
     index: int = 0
+
+    def load(self):
+        """Read (image float32 (H, W) in [-1, 1], mask uint8 (H, W) in 0..K-1 or None) on the native grid."""
+        return self.read(self.path)
 
     @property
     def image(self):
@@ -81,21 +84,16 @@ def read_cases(root, layout="auto", *, prompt=None, modality=None, window=None, 
     layout = find_layout(root) if layout == "auto" else layout
     if layout not in LAYOUTS:
         raise InputError(f"{root}: unknown layout {layout!r}; choose from auto, {', '.join(LAYOUTS)}")
-    given = {"prompt": prompt, "modality": modality, "window": window, "channel": channel, "labels": labels,
-             "axis": axis, "group": group}  # fmt: skip
-    given = {name: value for name, value in given.items() if value is not None}
-    surplus = given.keys() - inspect.signature(LAYOUTS[layout]).parameters
+    options = {"prompt": prompt, "modality": modality, "window": window, "channel": channel, "labels": labels,
+               "axis": axis, "group": group}  # fmt: skip
+    options = {name: value for name, value in options.items() if value is not None}
+    surplus = options.keys() - inspect.signature(LAYOUTS[layout]).parameters
     if surplus:
         raise InputError(f"{root}: layout {layout} has no option {min(surplus)}; leave it out")
-    cases, classes = LAYOUTS[layout](root, **given)
+    cases, classes = LAYOUTS[layout](root, **options)
     if not cases:
         raise InputError(f"{root}: holds no picture in the layout {layout}; check the path")
     return CaseSet(cases, classes, layout, str(root))
-
-
-def keep_foreground(cases):
-    """Return the cases whose mask is not empty: a choice for training; scoring needs all."""
-    return [case for case in cases if case.mask.any()]
 
 
 def find_layout(root):
@@ -132,8 +130,7 @@ def list_radimagenet(root, prompt=None, group=None):
             place, text = "/".join(levels), describe(*levels) if prompt is None else prompt
             for stem, path in pictures.items():
                 name = listing.compose(f"{place}/{stem}")
-                owner = listing.find_group(stem, group) or name
-                cases.append(Case(name, owner, text, place, path, partial(_load_plain, path)))
+                cases.append(Case(name, listing.find_group(stem, group, name), text, place, path))
     return cases, ()
 
 
@@ -156,8 +153,8 @@ def list_busi(root, prompt=None, group=None):
         for stem, path in pictures.items():
             name = listing.compose(f"{stratum}/{stem}")
             text = describe("US", "breast", stratum) if prompt is None else prompt
-            load = partial(_load_pair, path, tuple(masks[stem]), {1: 1})
-            cases.append(Case(name, listing.find_group(stem, group) or name, text, stratum, path, load))
+            read = partial(images.read_pair, masks=tuple(masks[stem]), values={1: 1})
+            cases.append(Case(name, listing.find_group(stem, group, name), text, stratum, path, read))
     return cases, ("background", "lesion")
 
 
@@ -174,8 +171,9 @@ def list_folders(root, prompt="", labels=None, group=None):
     for stem, path in pictures.items():
         name = listing.compose(stem)
         match = None if group else PATIENT_LAST.fullmatch(name) or SLICE_LAST.fullmatch(name)
-        owner = match[1] if match else listing.find_group(stem, group) or name
-        cases.append(Case(name, owner, prompt, "", path, partial(_load_pair, path, tuple(masks[stem]), values)))
+        owner = match[1] if match else listing.find_group(stem, group, name)
+        read = partial(images.read_pair, masks=tuple(masks[stem]), values=values)
+        cases.append(Case(name, owner, prompt, "", path, read))
     return cases, classes
 
 
@@ -186,7 +184,7 @@ def list_nnunet(root, prompt=None, modality=None, window=None, channel=0, labels
     classes, values = listing.number_labels(root, about["labels"] if labels is None else labels, colours=False)
     surplus = sorted(values.keys() - {0} - declared)
     if surplus:
-        raise InputError(f"{root / 'dataset.json'}: does not declare label {surplus[0]}; mend it or labels")
+        raise InputError(f"{root / 'dataset.json'}: does not declare label {surplus[0]}; correct it or labels")
     if not 0 <= channel < len(about["channels"]):
         raise InputError(f"{root / 'dataset.json'}: names {len(about['channels'])} channels, not channel {channel}; "
                          "choose one from 0")  # fmt: skip
@@ -207,7 +205,7 @@ def list_nnunet(root, prompt=None, modality=None, window=None, channel=0, labels
     cases = []
     for stem, (path, number) in chosen.items():
         name = listing.compose(stem)
-        cases += cut(name, listing.find_group(stem, group) or name, path, masks[stem], number)
+        cases += cut(name, listing.find_group(stem, group, name), path, masks[stem], number)
     return cases, classes
 
 
@@ -243,15 +241,7 @@ def _list_slices(name, owner, path, mask_path, channel, text, window, values, de
     if channel >= grid.channels:
         raise InputError(f"{path}: has {grid.channels} channels, not channel {channel}; choose one from 0")
     column, row = (grid.spacing[a] for a in range(3) if a != axis)
-    load = partial(volumes.load_slice, path, mask_path, channel, window, tuple(values.items()), declared, axis)
-    return [Case(f"{name}/{index:04d}", owner, text, "", path, partial(load, index), (row, column), grid.spacing[axis],
-                 name, index) for index in range(grid.shape[axis])]  # fmt: skip
-
-
-def _load_plain(path):
-    return images.read_image(path), None
-
-
-def _load_pair(path, mask_paths, values):
-    masks = [images.read_mask(mask_path, values) for mask_path in mask_paths]
-    return images.read_image(path), np.maximum.reduce(masks)
+    read = partial(volumes.load_slice, mask_path=mask_path, channel=channel, window=window,
+                   values=tuple(values.items()), declared=declared, axis=axis)  # fmt: skip
+    return [Case(f"{name}/{index:04d}", owner, text, "", path, partial(read, index=index), (row, column),
+                 grid.spacing[axis], name, index) for index in range(grid.shape[axis])]  # fmt: skip

@@ -11,7 +11,7 @@ from emit.errors import InputError
 SCHARR = torch.tensor([
     [[-3.0, 0.0, 3.0], [-10.0, 0.0, 10.0], [-3.0, 0.0, 3.0]],
     [[-3.0, -10.0, -3.0], [0.0, 0.0, 0.0], [3.0, 10.0, 3.0]],
-])
+])  # fmt: skip
 
 
 def contour(mask):

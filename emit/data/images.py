@@ -15,6 +15,16 @@ PERCENTILES = (0.5, 99.5)  # [authors' code]
 MOST_CLASSES = 64  # a grey mask with larger values than this is not a map of class numbers
 
 
+def read_plain(path):
+    """Read a picture that has no mask: (image, None)."""
+    return read_image(path), None
+
+
+def read_pair(path, masks, values):
+    """Read (image, mask): a picture as of `read_image` and the union of its masks as of `read_mask`."""
+    return read_image(path), np.maximum.reduce([read_mask(mask, values) for mask in masks])
+
+
 def read_image(path):
     """Read a picture as float32 (H, W) in [-1, 1]: grey, its 0.5 and 99.5 percentiles at -1 and 1."""
     pixels = decode(path)

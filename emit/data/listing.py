@@ -21,18 +21,18 @@ def compose(name):
 def list_files(folder, suffixes):
     """Return {name without suffix: path} in order; hidden files, such as macOS's ._ twins, and others are skipped."""
     try:
-        names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
+        entries = sorted((entry.name, entry.path) for entry in os.scandir(folder))
     except OSError as error:
         raise InputError(f"{folder}: cannot be listed ({error.strerror}); check the path") from error
     found = {}
-    for name in names:
-        suffix = next((suffix for suffix in suffixes if name.lower().endswith(suffix)), None)
-        if suffix is None:
+    for name, path in entries:
+        suffix = next(filter(name.lower().endswith, suffixes), None)
+        if suffix is None or name.startswith("."):
             continue
         stem = name[: -len(suffix)]
         if stem in found:
-            raise InputError(f"{os.path.join(folder, name)}: {found[stem]} has the same name; keep one of the two")
-        found[stem] = os.path.join(folder, name)
+            raise InputError(f"{path}: {found[stem]} has the same name; keep one of the two")
+        found[stem] = path
     return found
 
 
@@ -59,16 +59,16 @@ def check_sizes(pictures, masks):
                              "columns); redraw it on the image's grid")  # fmt: skip
 
 
-def find_group(stem, pattern):
-    """Return what the pattern finds in a name; None without a pattern."""
+def find_group(stem, pattern, otherwise):
+    """Return what the pattern finds in a name: its first group, or the whole match; `otherwise` without a pattern."""
     if pattern is None:
-        return None
+        return otherwise
     try:
         match = re.search(pattern, stem)
     except re.error as error:
-        raise InputError(f"{pattern}: is not a regular expression ({error}); mend it") from error
+        raise InputError(f"{pattern}: is not a regular expression ({error}); correct it") from error
     if not match:
-        raise InputError(f"{stem}: the group pattern {pattern} is not in this file name; mend the pattern or the name")
+        raise InputError(f"{stem}: the group pattern {pattern} is not in this file name; correct either")
     return compose(match[1] if match.re.groups else match[0])
 
 
@@ -91,7 +91,7 @@ def number_labels(root, labels, colours=True):
     for value in values:
         if not (isinstance(value, int) or (colours and (value in images.COLOURS or isinstance(value, tuple)))):
             allowed = f"nor one of {', '.join(images.COLOURS)}" if colours else "as a volume's labels are"
-            raise InputError(f"{root}: label {value!r} is no number {allowed}; mend labels")
+            raise InputError(f"{root}: label {value!r} is no number {allowed}; correct labels")
     classes = tuple(dict.fromkeys(["background", *values.values()]))
     if len(classes) < 2 or len(classes) > 256:
         raise InputError(f"{root}: labels name {len(classes)} classes; name between 2 and 256, background included")
@@ -113,7 +113,7 @@ def read_description(path):
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); nnU-Net and MSD folders have one") from error
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise InputError(f"{path}: is no nnU-Net dataset.json with plain labels ({error!r}); mend it") from error
+        raise InputError(f"{path}: is no nnU-Net dataset.json with plain labels ({error!r}); correct it") from error
 
 
 def find_modality(channel):

@@ -1,22 +1,15 @@
 """Cross-validation without leakage: by group, stratified, with train, validation and test cases in every fold."""
 
 import dataclasses
-import hashlib
 import json
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from emit.errors import InputError
-from emit.files import write_atomic
+from emit.files import write_text
 from emit.seeds import seed_from
-
-THUMBNAIL = 32  # pixels; near-duplicates correlate above 0.9 at this size [choice]
-ROWS = 2048  # thumbnails compared with all others at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,35 +29,32 @@ def make_splits(cases, folds=3, seed=0, validation=0.2):
     """
     if folds < 2 or not 0 <= validation < 1:
         raise InputError(f"splits: {folds} folds, validation {validation}; take at least 2 folds and a share in 0..1")
-    groups = _count_strata(cases)
-    fold_of = _distribute(groups, [1 / folds] * folds, seed_from("folds", seed))
+    fold_of = _stratify(_count_strata(cases), [1 / folds] * folds, seed_from("folds", seed))
     splits = []
     for fold in range(folds):
-        test = {group for group, number in fold_of.items() if number == fold}
-        rest = {group: count for group, count in groups.items() if group not in test}
-        splits.append(_carve(cases, rest, test, validation, seed_from("validation", seed, fold)))
+        test = tuple(sorted(case.id for case in cases if fold_of[case.group] == fold))
+        others = [case for case in cases if fold_of[case.group] != fold]
+        splits.append(Split(*_hold_out_validation(others, validation, seed_from("validation", seed, fold)), test))
     check_splits(splits, cases)
     return splits
 
 
 def _count_strata(cases):
+    """Return {group: Counter of its cases' strata}."""
     groups = {}
     for case in cases:
         groups.setdefault(case.group, Counter())[case.stratum] += 1
     return groups
 
 
-def _carve(cases, rest, test, validation, seed):
-    """Take a validation part out of the groups `rest`, and turn groups into case ids."""
-    held = set()
-    if validation:
-        side = _distribute(rest, [1 - validation, validation], seed)
-        held = {group for group, number in side.items() if number == 1}
-    train = rest.keys() - held
-    return Split(*(tuple(sorted(case.id for case in cases if case.group in part)) for part in (train, held, test)))
+def _hold_out_validation(cases, validation, seed):
+    """Divide a fold's cases outside the test part by group: return the ids (train, validation)."""
+    groups = _count_strata(cases)
+    part_of = _stratify(groups, [1 - validation, validation], seed) if validation else dict.fromkeys(groups, 0)
+    return (tuple(sorted(case.id for case in cases if part_of[case.group] == part)) for part in (0, 1))
 
 
-def _distribute(groups, shares, seed):
+def _stratify(groups, shares, seed):
     """Deal groups, largest first, into parts of the given shares; return {group: part}.
 
     Each goes where it lowers sum (n - share N)^2 / (share N) over the strata most (n, N: cases in the part, in all):
@@ -126,22 +116,22 @@ def select(cases, ids):
 
 def write_splits(path, splits):
     """Write the folds as a JSON list of {"train", "validation", "test"}."""
-    text = json.dumps([dataclasses.asdict(split) for split in splits], indent=1, ensure_ascii=False) + "\n"
-    write_atomic(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+    folds = [dataclasses.asdict(split) for split in splits]
+    write_text(path, json.dumps(folds, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_splits(path, cases, validation=0.2, seed=0):
     """Read folds of ours, or nnU-Net's splits_final.json, and check them.
 
     nnU-Net lists volumes (or flat cases) under "train" and "val"; its "val" is what is scored, so it becomes our test
-    part, and a validation part is carved out of its "train" by group.
+    part, and a validation part is held out of its "train" by group.
     """
     try:
         folds = json.loads(Path(path).read_text(encoding="utf-8"))
         splits = []
         for fold, parts in enumerate(folds):
             if "val" in parts:
-                splits.append(_adopt(parts, cases, validation, seed_from("validation", seed, fold)))
+                splits.append(_from_nnunet(parts, cases, validation, seed_from("validation", seed, fold)))
             else:
                 splits.append(Split(*(tuple(parts[side]) for side in ("train", "validation", "test"))))
     except OSError as error:
@@ -155,7 +145,7 @@ def read_splits(path, cases, validation=0.2, seed=0):
     return splits
 
 
-def _adopt(parts, cases, validation, seed):
+def _from_nnunet(parts, cases, validation, seed):
     """Turn one fold of nnU-Net's into a Split."""
     members = {}
     for case in cases:
@@ -165,61 +155,4 @@ def _adopt(parts, cases, validation, seed):
         raise InputError(f"splits: case {unknown[0]!r} is unknown; write the splits for these cases")
     test = tuple(sorted(case.id for name in parts["val"] for case in members[name]))
     others = [case for name in parts["train"] for case in members[name]]
-    carved = _carve(others, _count_strata(others), set(), validation, seed)
-    return Split(carved.train, carved.validation, test)
-
-
-def content_hash(case):
-    """Return the SHA-256 of a case's decoded picture in 256 grey levels: the same under any name, format or depth."""
-    return _hash(case.image)
-
-
-def _hash(image):
-    levels = np.floor((image.astype(np.float64) + 1) * 127.5 + 0.501).astype(np.uint8)  # .501, as ties hang on rounding
-    return hashlib.sha256(f"{image.shape}".encode() + levels.tobytes()).hexdigest()
-
-
-def near_duplicate_groups(cases, threshold=0.9):
-    """Return {case id: group}, where cases of one group, of one picture, or of look-alike pictures share a group.
-
-    Alike: the same content hash, or 32 x 32 thumbnails that correlate above the threshold; groups are the connected
-    components, named after their first group. Blank pictures link nobody. Meant for sets without patients: slices
-    of two patients at one level look alike as well. Reads every picture once; time and memory grow as n^2.
-    """
-    links = _link_equal([case.group for case in cases])
-    hashes, thumbnails = [], np.zeros((len(cases), THUMBNAIL * THUMBNAIL), np.float32)
-    for i, case in enumerate(cases):
-        image = case.image
-        blank = np.ptp(image) == 0
-        hashes.append(i if blank else _hash(image))
-        thumbnails[i] = 0 if blank else _shrink(image)
-    links += _link_equal(hashes)
-    for start in range(0, len(cases), ROWS):
-        near = np.argwhere(thumbnails[start : start + ROWS] @ thumbnails.T > threshold)
-        links += [(start + i, j) for i, j in near if start + i < j]
-    rows, columns = np.array(links, int).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(cases), len(cases)))
-    _, component = connected_components(graph, directed=False)
-    first = {}
-    for case, number in zip(cases, component, strict=True):
-        first[number] = min(first.get(number, case.group), case.group)
-    return {case.id: first[number] for case, number in zip(cases, component, strict=True)}
-
-
-def with_groups(cases, groups):
-    """Return the cases with their groups replaced by {id: group}."""
-    return [dataclasses.replace(case, group=groups[case.id]) for case in cases]
-
-
-def _link_equal(keys):
-    """Link every position to the first one that has the same key."""
-    first = {}
-    return [(first.setdefault(key, i), i) for i, key in enumerate(keys)]
-
-
-def _shrink(image):
-    """Return the thumbnail, area-averaged, with mean 0 and length 1, so that a product is a correlation."""
-    small = Image.fromarray(image).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-    flat = np.asarray(small, np.float32).ravel()
-    flat = flat - flat.mean()
-    return flat / max(np.linalg.norm(flat), 1e-6)
+    return Split(*_hold_out_validation(others, validation, seed), test)

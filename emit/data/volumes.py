@@ -17,7 +17,7 @@ from nibabel.filebasedimages import ImageFileError
 from emit.data.images import find_window, normalise
 from emit.errors import InputError
 
-KEPT = 8  # volumes kept in memory in the file's own number type: about 50 MB each for CT of 512 x 512 x 90
+CACHED = 8  # volumes kept in memory in the file's own number type: about 50 MB each for CT of 512 x 512 x 90
 BROKEN = (OSError, EOFError, ValueError, zlib.error, ImageFileError)  # what reading a damaged file raises
 
 
@@ -81,14 +81,14 @@ def check_same_grid(image_path, mask_path):
                          "resample it, or copy the image's affine if the voxels do agree")  # fmt: skip
 
 
-@lru_cache(maxsize=KEPT)
+@lru_cache(maxsize=CACHED)
 def load_image(path, channel, window):
     """Return (canonical array, window): the given (low, high), or one pair of percentiles for the whole volume."""
     array = read_array(path, channel)
     return array, window or find_window(array)
 
 
-@lru_cache(maxsize=KEPT)
+@lru_cache(maxsize=CACHED)
 def load_labels(path):
     """Return a canonical array of label values, in the smallest unsigned integer type."""
     array = read_array(path)

@@ -4,13 +4,12 @@ import math
 
 import torch
 
-from emit.diffusion.schedule import double, eps_to_z0, posterior, posterior_variance, q_sample
+from emit.diffusion.schedule import double, eps_to_z0, posterior, posterior_variance, q_sample, raise_precision
 
 
 def per_sample_loss(eps, eps_hat):
     """Return the mean squared error of each sample: (B,), in float32 or better."""
-    precision = torch.promote_types(eps.dtype, torch.float32)
-    return (eps.to(precision) - eps_hat.to(precision)).square().flatten(1).mean(1)
+    return (raise_precision(eps) - raise_precision(eps_hat)).square().flatten(1).mean(1)
 
 
 def simple_loss(eps, eps_hat, weight=None):

@@ -6,9 +6,8 @@ Images: (H, W) or (C, H, W), arrays or CPU tensors in any range; correlation ign
 from itertools import islice
 
 import numpy as np
-import torch
-from torch.nn import functional
 
+from emit.data.similarity import thumbnails
 from emit.evaluation.metrics import kind_of, score_overlap
 
 EXACT = 1 - 1e-5  # the correlation of two equal images, less what float32 sums may lose
@@ -32,32 +31,6 @@ def mask_fidelity(images, masks, segment, classes):
     return rows
 
 
-def keep_faithful(rows, threshold):
-    """Return, in order, the indices of the images whose worst class has a Dice of at least `threshold`."""
-    worst = {}
-    for row in rows:
-        worst[row["image"]] = min(row["dice"], worst.get(row["image"], 1.0))
-    return [index for index, dice in worst.items() if dice >= threshold]
-
-
-def thumbnails(images, side):
-    """Return (N, side * side) float32 grey thumbnails, each of zero mean and unit length: products are correlations.
-
-    Channels are averaged and the image is area-averaged to side x side; `side` = its own side leaves it as it is.
-    A constant image, or one with less than 1e-6 of its range left, becomes zeros and correlates 0 with everything.
-    """
-    rows = []
-    for image in images:
-        grey = torch.as_tensor(image, dtype=torch.float64)
-        grey = grey.mean(dim=0) if grey.ndim == 3 else grey
-        flat = functional.interpolate(grey[None, None], size=(side, side), mode="area").flatten()
-        scale = flat.abs().max()
-        flat = flat - flat.mean()
-        length = flat.norm()
-        rows.append((flat / length if length > 1e-6 * scale else torch.zeros_like(flat)).float())
-    return torch.stack(rows).numpy() if rows else np.zeros((0, side * side), np.float32)
-
-
 def find_nearest(queries, images, side, chunk=256):
     """Return for each query image (index, correlation) of the most correlated of `images`, as two arrays.
 
@@ -76,49 +49,37 @@ def find_nearest(queries, images, side, chunk=256):
     return where, best
 
 
-def find_copies(generated, training, held_out, side, quantile=0.99):
-    """Ask whether generated images lie nearer to the training images than real unseen images do.
+def flag_copies(correlation, held_out, quantile=0.99):
+    """Say of N generated images which are exact copies, or nearer to the training images than nearly all unseen ones.
 
-    held_out: real, of patients not in training.  Use side 32 for shifted or noisy copies, the full side for exact ones.
-    Returns nearest, correlation, flagged (each (N,)), held_out (its M correlations), threshold, closer.
-    threshold: a quantile of held_out's correlations; near 1 says that held_out itself repeats training images.
-    flagged: above it (images like unseen ones would be at a rate of about 1 - quantile), or an exact copy.
-    closer: chance that a generated image is nearer to training than a held-out one (ties half); 0.5 = no nearer.
+    correlation (N,), held_out (M,): with the nearest training image, of generated images and of real ones of patients not
+    in training. Images like unseen ones are flagged at a rate of about 1 - quantile.
     """
-    nearest, correlation = find_nearest(generated, training, side)
-    _, real = find_nearest(held_out, training, side)
-    threshold = float(np.quantile(real, quantile))
-    above = (correlation[:, None] > real).mean() + (correlation[:, None] == real).mean() / 2
-    return {
-        "nearest": nearest,
-        "correlation": correlation,
-        "flagged": (correlation > threshold) | (correlation > EXACT),
-        "held_out": real,
-        "threshold": threshold,
-        "closer": float(above),
-    }
+    return (correlation > np.quantile(held_out, quantile)) | (correlation > EXACT)
 
 
 def describe_generated(images, sources, training, held_out, side=32):
     """Describe a fold's generated images beside real ones: how near to training images, how different among themselves.
 
     images: N images; sources: the number in `training` of the case that each was made from; held_out: unseen real images.
-    Returns images (N), correlation and held_out (medians of the nearest training image's correlation), highest, flagged
-    (how many `find_copies` flags), own_source (share whose nearest is their source: they follow its edges), diversity
-    (mean over cases of `measure_diversity`; None where each case has one image).
+    side: of the thumbnails, 32 for shifted or noisy copies, the images' own for exact ones alone. Returns images (N),
+    correlation and held_out (medians of the nearest training image's correlation), highest, flagged (how many
+    `flag_copies` flags), own_source (share whose nearest is their source: they follow its edges), diversity (mean over
+    cases of `measure_diversity`; None where each case has one image).
     """
-    found = find_copies(images, training, held_out, side)
+    nearest, correlation = find_nearest(images, training, side)
+    _, unseen = find_nearest(held_out, training, side)
     by_source = {}
     for image, source in zip(images, sources, strict=True):
         by_source.setdefault(source, []).append(image)
     several = [measure_diversity(samples, side) for samples in by_source.values() if len(samples) > 1]
     return {
         "images": len(images),
-        "correlation": float(np.median(found["correlation"])),
-        "highest": float(found["correlation"].max()),
-        "held_out": float(np.median(found["held_out"])),
-        "flagged": int(found["flagged"].sum()),
-        "own_source": float((found["nearest"] == np.asarray(sources)).mean()),
+        "correlation": float(np.median(correlation)),
+        "highest": float(correlation.max()),
+        "held_out": float(np.median(unseen)),
+        "flagged": int(flag_copies(correlation, unseen).sum()),
+        "own_source": float((nearest == np.asarray(sources)).mean()),
         "diversity": float(np.mean(several)) if several else None,
     }
 
@@ -128,6 +89,4 @@ def measure_diversity(samples, side):
     rows = thumbnails(samples, side).astype(np.float64)
     if len(rows) < 2:
         raise ValueError("diversity needs at least two samples")
-    products = rows @ rows.T
-    pairs = len(rows) * (len(rows) - 1)
-    return float(1 - (products.sum() - np.trace(products)) / pairs)
+    return float(1 - (rows @ rows.T)[np.triu_indices(len(rows), 1)].mean())

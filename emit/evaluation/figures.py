@@ -1,13 +1,17 @@
 """The figures: rows of images, contours against ground truth, arms compared. Everything is drawn without a display.
 
 Colours are those of Okabe and Ito, which colour-blind readers can tell apart. `stamp` is printed in red over a figure;
-the report passes the published habits that are switched on.
+the report passes the published deviations that are switched on. Text is drawn as it stands: no formulas, and a frame in
+the place of a character that the font lacks.
 """
 
 import io
+import warnings
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import fill
+from zipfile import BadZipFile
 
 import matplotlib
 
@@ -16,6 +20,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
 from PIL import Image
+
+from emit.errors import InputError
 
 BLUE, VERMILION, YELLOW, GREY = "#0072B2", "#D55E00", "#F0E442", "#8C8C8C"
 ORDER = ("#000000", BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # of arms in one panel
@@ -30,7 +36,25 @@ STYLE = {
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
     "legend.frameon": False,
+    "text.parse_math": False,  # "$x$" in a prompt is no formula
 }
+# What damaged files, odd pictures and full disks raise while a figure is made.
+FAILURES = (InputError, OSError, EOFError, BadZipFile, zlib.error, ValueError, TypeError, LookupError, RuntimeError)
+
+
+def attempt(path, collect, save, stamp):
+    """Draw one figure, save(path, collect(), stamp=stamp), and say whether it was; nothing is drawn of nothing.
+
+    A figure that fails costs no result: one line names it and the cause.
+    """
+    try:
+        material = collect()
+        if material:
+            save(path, material, stamp=stamp)
+        return bool(material)
+    except FAILURES as error:
+        print(f"{path}: not drawn ({type(error).__name__}: {' '.join(str(error).split())})")
+        return False
 
 
 def save_rows(path, rows, titles=(), caption=""):
@@ -44,9 +68,8 @@ def save_rows(path, rows, titles=(), caption=""):
             axis.axis("off")
         for line, (label, images) in zip(axes, rows.items(), strict=True):
             images = np.asarray(images, dtype=np.float32).reshape(len(images), *np.shape(images)[-2:])
-            low, high = (0, 1) if images.min() >= 0 else (-1, 1)
             for axis, image in zip(line, images, strict=False):
-                axis.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+                _show(axis, image, low=0 if images.min() >= 0 else -1)
             _label_row(line[0], label)
         for axis, title in zip(axes[0], titles, strict=False):
             axis.set_title(title, fontsize=5)
@@ -59,23 +82,19 @@ def save_contours(path, examples, classes, stamp=""):
     examples: dicts of label; image (H, W) in [-1, 1]; target (H, W) labels; aspect, the pixel's height / width; found,
     {arm: (prediction (H, W), Dice)}. The first column holds the truth alone. Classes differ by the kind of line.
     """
-    arms = list(examples[0]["found"])
+    columns = 1 + len(examples[0]["found"])
     heights = [example["aspect"] * example["image"].shape[0] / example["image"].shape[1] for example in examples]
-    size = 1.3 * (len(arms) + 1) + 0.4, sum(1.3 * height + 0.15 for height in heights) + 0.5
-    with _draw(path, len(examples), len(arms) + 1, *size, stamp, height_ratios=heights) as (figure, axes):
+    size = 1.3 * columns + 0.4, sum(1.3 * height + 0.15 for height in heights) + 0.5
+    with _draw(path, len(examples), columns, *size, stamp, height_ratios=heights) as (figure, axes):
         for line, example in zip(axes, examples, strict=True):
-            first = example is examples[0]
             shown = {"ground truth": (None, None), **example["found"]}
             for axis, (name, (prediction, dice)) in zip(line, shown.items(), strict=True):
-                axis.imshow(
-                    example["image"], cmap="gray", vmin=-1, vmax=1, aspect=example["aspect"], interpolation="nearest"
-                )
-                axis.axis("off")
+                _show(axis, example["image"], aspect=example["aspect"])
                 _outline(axis, example["target"], len(classes), TRUTH)
                 if prediction is not None:
                     _outline(axis, prediction, len(classes), FOUND)
-                words = ([fill(name, 14)] if first else []) + ([] if dice is None else [f"Dice {dice:.3f}"])
-                axis.set_title("\n".join(words), fontsize=7, pad=2)
+                words = fill(name, 14) if example is examples[0] else "", "" if dice is None else f"Dice {dice:.3f}"
+                axis.set_title("\n".join(filter(None, words)), fontsize=7, pad=2)
             _label_row(line[0], example["label"])
         keys = [Line2D([], [], color=colour) for colour in (TRUTH, FOUND)]
         names = ["ground truth", "prediction"]
@@ -137,7 +156,7 @@ def save_curves(path, curves, stamp=""):
 def save_sweep(path, xs, means, spreads, label, score="Dice", stamp=""):
     """Save a score against one setting: xs its values; means, spreads (half the bar's length): {arm: one for each x}.
 
-    label: what xs is, such as "generated images per case". Arms stand a little apart, lest bars cover each other.
+    label: what xs is, such as "generated images per case". Arms stand a little apart, so that no bar covers another.
     """
     positions = np.arange(len(xs), dtype=float)
     with _draw(path, 1, 1, 4.2, 2.6, stamp) as (figure, axes):
@@ -162,10 +181,10 @@ def save_generated(path, columns, stamp=""):
         for axis in axes.flat:
             axis.axis("off")
         for line, column in zip(axes.T, columns, strict=True):
-            line[1].imshow(column["edge"], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            _show(line[1], column["edge"], low=0)
             images = column["original"], *column["samples"]
             for axis, image in zip((line[0], *line[2:]), images, strict=False):
-                axis.imshow(image, cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+                _show(axis, image)
                 _outline(axis, column["mask"], int(column["mask"].max()) + 1, TRUTH)
             line[0].set_title(fill(column["prompt"], 22), fontsize=6)
         for axis, label in zip(axes[:, 0], ("original", "edge", *(f"sample {i}" for i in range(count))), strict=True):
@@ -175,14 +194,10 @@ def save_generated(path, columns, stamp=""):
 @contextmanager
 def _draw(path, rows, columns, width, height, stamp="", height_ratios=None, **options):
     """Open a figure of rows x columns axes; on leaving, save it with at most 256 colours, which keeps it small."""
-    with plt.rc_context(STYLE):
-        options |= {
-            "layout": "constrained",
-            "squeeze": False,
-            "dpi": 120,
-            "gridspec_kw": {"height_ratios": height_ratios},
-        }
-        figure, axes = plt.subplots(rows, columns, figsize=(width, height), **options)
+    with plt.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        options |= {"layout": "constrained", "squeeze": False, "dpi": 120, "figsize": (width, height)}
+        figure, axes = plt.subplots(rows, columns, gridspec_kw={"height_ratios": height_ratios}, **options)
         try:
             yield figure, axes
             if stamp:
@@ -193,6 +208,11 @@ def _draw(path, rows, columns, width, height, stamp="", height_ratios=None, **op
             plt.close(figure)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Image.open(memory).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)
+
+
+def _show(axis, image, low=-1, **options):
+    axis.imshow(image, cmap="gray", vmin=low, vmax=1, interpolation="nearest", **options)
+    axis.axis("off")
 
 
 def _label_row(axis, label):

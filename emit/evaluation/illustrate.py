@@ -1,49 +1,61 @@
 """Which figures a finished run gets, and what is shown in them: chosen by rule, never by hand."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from emit.data.cache import Pictures
 from emit.data.images import decode
-from emit.evaluation.figures import save_contours, save_curves, save_generated, save_paired
+from emit.evaluation.figures import attempt, save_contours, save_curves, save_generated, save_paired
+from emit.evaluation.predict import group_volumes
+from emit.evaluation.statistics import tabulate
+from emit.generated import read_manifest
 
 MOST_ARMS = 6  # in one figure of contours or curves
 PERCENTILES = (10, 50, 90)
 COLUMNS, SAMPLES = 6, 3  # of the figure of generated images
 SHOWN = f"At most {MOST_ARMS} arms: baseline, best classical, then those with generated images."
-CAPTIONS = {
-    "paired": "One line per case, its Dice averaged over seeds and classes: blue gains, vermilion loses. Boxes: quartiles; "
-    "whiskers: the farthest case within 1.5 times their distance.",
-    "contours": "Cases at the 10th, 50th and 90th percentile of the baseline's Dice, first seed, among those with a target; "
-    f"of a volume, the slice with the largest target and the Dice of the whole volume. {SHOWN}",
-    "generated": f"Fold 0, cases evenly spaced in the manifest, the first {SAMPLES} samples of each. Yellow: the label.",
-    "curves": f"Mean over folds and seeds; the band is their range. {SHOWN}",
+WORDS = {  # title and caption
+    "paired": (
+        "Every case under every arm",
+        "One line per case, its Dice averaged over seeds and classes: blue gains, vermilion loses. Boxes: quartiles; "
+        "whiskers: the farthest case within 1.5 times their distance.",
+    ),
+    "contours": (
+        "Contours",
+        "Cases at the 10th, 50th and 90th percentile of the baseline's Dice, first seed, among those with a target; "
+        f"of a volume, the slice with the largest target and the Dice of the whole volume. {SHOWN}",
+    ),
+    "generated": (
+        "Generated images",
+        f"Fold 0, cases evenly spaced in the manifest, the first {SAMPLES} samples of each. Yellow: the label.",
+    ),
+    "curves": ("Learning curves", f"Mean over folds and seeds; the band is their range. {SHOWN}"),
 }
 
 
 def illustrate(folder, scores, rows, results, cases, settings):
     """Draw each figure that the run folder has the material for into figures/; return [(title, path, caption)].
 
-    scores: {arm: {seed: {case: Dice}}}.
+    scores: {arm: {seed: {case: Dice}}}. A figure that cannot be drawn is left out, with a line that says why.
     """
-    target, stamp, shown = Path(folder) / "figures", results["stamp"], choose_shown(results)
-    means = {arm: average_seeds(by_seed) for arm, by_seed in scores.items()}
-    save_paired(target / "paired.png", means, stamp=stamp)
-    drawn = {"paired": "Every case under every arm"}
-    examples = collect_examples(folder, shown, scores["baseline"], rows, cases)
-    if examples:
-        save_contours(target / "contours.png", examples, cases.classes, stamp)
-        drawn["contours"] = "Contours"
-    if settings.generated is not None:
-        save_generated(target / "generated.png", collect_generated(settings, cases.cases), stamp)
-        drawn["generated"] = "Generated images"
-    curves = collect_curves(folder, shown)
-    if curves:
-        save_curves(target / "curves.png", curves, stamp)
-        drawn["curves"] = "Learning curves"
-    return [(title, target / f"{name}.png", CAPTIONS[name]) for name, title in drawn.items()]
+    shown = choose_shown(results)
+    names, _, table = tabulate(scores)
+    means = {arm: dict(zip(names, values.mean(axis=0), strict=True)) for arm, values in table.items()}
+    figures = {
+        "paired": (lambda: means, save_paired),
+        "contours": (
+            lambda: collect_examples(folder, shown, scores["baseline"], rows, cases),
+            partial(save_contours, classes=cases.classes),
+        ),
+        "generated": (lambda: collect_generated(settings, cases.cases), save_generated),
+        "curves": (lambda: collect_curves(folder, shown), save_curves),
+    }
+    paths = {name: Path(folder) / "figures" / f"{name}.png" for name in figures}
+    drawn = [name for name, figure in figures.items() if attempt(paths[name], *figure, results["stamp"])]
+    return [(WORDS[name][0], paths[name], WORDS[name][1]) for name in drawn]
 
 
 def choose_shown(results):
@@ -52,28 +64,20 @@ def choose_shown(results):
     return [arm for arm in named if arm][:MOST_ARMS]
 
 
-def average_seeds(by_seed):
-    """Turn {seed: {case: score}} into {case: mean score}."""
-    cases = next(iter(by_seed.values()))
-    return {case: float(np.mean([scores[case] for scores in by_seed.values()])) for case in cases}
-
-
-def choose_percentiles(scores, percentiles=PERCENTILES):
+def choose_percentiles(scores):
     """Return [(percentile, case)]: the case of rank p (n - 1) / 100, rounded half up, by score and then by name.
 
     A case that two percentiles ask for is given once.
     """
-    if not scores:
-        return []
     ranked = sorted(scores, key=lambda case: (scores[case], case))
     chosen = {}
-    for percentile in percentiles:
+    for percentile in PERCENTILES if ranked else ():
         chosen.setdefault(ranked[int(percentile * (len(ranked) - 1) / 100 + 0.5)], percentile)
     return [(percentile, case) for case, percentile in chosen.items()]
 
 
 def collect_examples(folder, arms, baseline, rows, cases):
-    """Return what `save_contours` draws; nothing where a run kept no predictions. baseline: {seed: {case: Dice}}."""
+    """Return what `save_contours` draws; nothing where a run has no predictions. baseline: {seed: {case: Dice}}."""
     seed = min(baseline)
     wanted = {row["case"] for row in rows if row["target"]}  # contours of nothing show nothing
     examples = []
@@ -82,13 +86,13 @@ def collect_examples(folder, arms, baseline, rows, cases):
         files = {arm: run_folder(folder, arm, mine[0]["fold"], seed) / "predictions.npz" for arm in arms}
         if not all(file.exists() for file in files.values()):
             return []
-        members = sorted((c for c in cases.cases if (c.volume or c.id) == name), key=lambda case: case.index)
-        masks = [case.mask for case in members]
+        slices = group_volumes(cases.cases)[name]
+        masks = [case.mask for case in slices]
         largest = int(np.argmax([np.count_nonzero(mask) for mask in masks]))
-        case, found = members[largest], {}
+        case, found = slices[largest], {}
         for arm, file in files.items():
-            with np.load(file) as kept:
-                prediction = kept[name] if case.volume is None else kept[name][largest]
+            with np.load(file) as arrays:
+                prediction = arrays[name] if case.volume is None else arrays[name][largest]
             found[arm] = prediction, float(np.mean([row["dice"] for row in mine if row["arm"] == arm]))
         row, column = case.spacing or (1, 1)
         example = {"image": case.image, "target": masks[largest], "aspect": row / column, "found": found}
@@ -97,21 +101,21 @@ def collect_examples(folder, arms, baseline, rows, cases):
 
 
 def collect_generated(settings, cases):
-    """Return what `save_generated` draws, from fold 0 of the generator's output."""
-    folder = Path(settings.generated) / "fold0"
-    by_case = {}
-    for line in (json.loads(text) for text in (folder / "manifest.jsonl").read_text().splitlines()):
+    """Return what `save_generated` draws, from fold 0 of the generator's output; nothing without it."""
+    if settings.generated is None:
+        return []
+    folder, by_case = Path(settings.generated) / "fold0", {}
+    for line in read_manifest(folder):
         by_case.setdefault(line["case"], []).append(line)
-    names = list(by_case)
-    chosen = [names[i] for i in np.linspace(0, len(names) - 1, min(COLUMNS, len(names))).astype(int)]
-    columns = []
-    for name in chosen:
-        lines = sorted(by_case[name], key=lambda line: line["index"])[:SAMPLES]
-        picture = Pictures([case for case in cases if case.id == name], lines[0]["size"])
-        column = {"prompt": lines[0]["prompt"], "original": picture.image([0])[0, 0].numpy()}
+    names, columns = list(by_case), []
+    for place in np.linspace(0, len(names) - 1, min(COLUMNS, len(names))).astype(int):
+        lines = sorted(by_case[names[place]], key=lambda line: line["index"])[:SAMPLES]
+        original = Pictures([case for case in cases if case.id == names[place]], lines[0]["size"]).image([0])
+        samples = [decode(folder / "images" / line["file"]) / 127.5 - 1 for line in lines]
+        column = {"prompt": lines[0]["prompt"], "original": original[0, 0].numpy()}
         column["edge"] = decode(folder / "edges" / lines[0]["file"]) / 255
         column["mask"] = decode(folder / "masks" / lines[0]["file"])
-        column["samples"] = [decode(folder / "images" / line["file"]) / 127.5 - 1 for line in lines]
+        column["samples"] = [image.mean(-1) if image.ndim == 3 else image for image in samples]  # colour: --no-grey
         columns.append(column)
     return columns
 
@@ -126,9 +130,9 @@ def collect_curves(folder, arms):
         for arm in arms:
             for path in sorted((Path(folder) / arm.replace(" ", "_")).glob(f"fold*_seed*/{file}")):
                 lines = [json.loads(text) for text in path.read_text().splitlines()]
-                if lines:
-                    run = [line["step"] for line in lines], [line[key] for line in lines]
-                    curves.setdefault(quantity, {}).setdefault(arm, []).append(run)
+                points = [(line["step"], line[key]) for line in lines if key in line]
+                if points:  # none without validation cases
+                    curves.setdefault(quantity, {}).setdefault(arm, []).append(tuple(zip(*points, strict=True)))
     return curves
 
 

@@ -1,8 +1,8 @@
 """How well a predicted mask agrees with the true one: per case and class, at native geometry, and summarised.
 
-An empty mask has no overlap and no surface, so a policy decides what it scores. Ours keeps every case in the count:
-both present -> scored; both empty -> overlaps and NSD 1, distances 0; exactly one empty ("missed" or "false alarm")
--> overlaps and NSD 0, distances infinite. `policies` shows what other codes would have reported on the same cases.
+An empty mask has no overlap and no surface, so a rule decides what it scores. Every case counts: both present -> scored;
+both empty -> overlaps and NSD 1, distances 0; exactly one empty ("missed" or "false alarm") -> overlaps and NSD 0,
+distances infinite. docs/metrics.md says what other codes do with the same cases.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ def score_case(prediction, target, classes, spacing, tolerance, fake_pixel=False
     classes: K names, background first.  spacing: mm along each axis; None measures in pixels.
     tolerance of NSD: in the unit of the spacing.  Keys beside SCORES: class, kind (one of KINDS), predicted and target
     (voxel counts), unit, tolerance.  ValueError for shapes, labels or spacings that do not fit.
-    fake_pixel: the public DiffBoost code's habit: every empty mask gets one pixel at its centre before it is scored.
+    fake_pixel: as the public DiffBoost code: every empty mask gets one pixel at its centre before it is scored.
     """
     prediction, target = np.asarray(prediction), np.asarray(target)
     _check_case(prediction, target, classes, spacing, tolerance)
@@ -97,83 +97,33 @@ def find_surface(mask):
     """
     inner = mask.copy()
     for axis in range(mask.ndim):
-        kept, full = np.moveaxis(inner, axis, 0), np.moveaxis(mask, axis, 0)  # views: writing to kept writes to inner
-        kept[1:] &= full[:-1]
-        kept[:-1] &= full[1:]
-        kept[[0, -1]] = False
+        part, full = np.moveaxis(inner, axis, 0), np.moveaxis(mask, axis, 0)  # views: writing to part writes to inner
+        part[1:] &= full[:-1]
+        part[:-1] &= full[1:]
+        part[[0, -1]] = False
     return mask & ~inner
 
 
-def summarise(rows, policy="ours"):
+def summarise(rows):
     """Summarise the rows of many cases: {class: {"cases", one count for each of KINDS, "scores": {score: numbers}}}.
 
-    numbers: mean, median, spread (standard deviation, n - 1, of the finite values; nan below two), counted, infinite
-    (how many of the counted are infinite) and dropped (cases that the policy leaves out; 0 in ours).
-    Ours: the mean is over the finite values, the median over all of them.  Other policies average infinities too.
+    numbers: mean, median, spread (standard deviation, n - 1; nan for one case) and infinite, how many values are. All
+    cases count in each: with one missed lesion a distance's mean is infinite and its spread nan; its median orders arms.
     """
     summary = {}
     for name in dict.fromkeys(row["class"] for row in rows):
         mine = [row for row in rows if row["class"] == name]
-        entry = {"cases": len(mine)} | {kind: sum(row["kind"] == kind for row in mine) for kind in KINDS}
-        judged = [POLICIES[policy](row) for row in mine]
-        scores = {key: _describe([values[key] for values in judged], policy) for key in judged[0]}
-        summary[name] = entry | {"scores": scores}
+        scores = {key: _describe([row[key] for row in mine]) for key in SCORES if key in mine[0]}
+        counts = {kind: sum(row["kind"] == kind for row in mine) for kind in KINDS}
+        summary[name] = {"cases": len(mine)} | counts | {"scores": scores}
     return summary
 
 
-def policies(rows, fake_pixel_rows):
-    """Summarise the same cases under each of POLICIES, and "diffboost": {policy: summary}.
-
-    fake_pixel_rows: the same cases in the same order from score_case(..., fake_pixel=True); "diffboost" is their plain
-    mean. That is the empty-mask rule alone: that code also leaves out the empty slices of a volume.
-    """
-    if [(row["class"], row["kind"]) for row in rows] != [(row["class"], row["kind"]) for row in fake_pixel_rows]:
-        raise ValueError("the rows with the fake pixel are not of the same cases in the same order")
-    return {name: summarise(rows, name) for name in POLICIES} | {"diffboost": summarise(fake_pixel_rows)}
-
-
-def _ours(row):
-    return {key: row[key] for key in SCORES if key in row}
-
-
-def _nnunet(row):
-    """nnU-Net v2: Dice and IoU only; nan where both masks are empty, which its nanmean drops; 0 where one is."""
-    absent = row["kind"] == "both empty"
-    return {key: np.nan if absent else row[key] for key in ("dice", "iou")}
-
-
-def _monai(row):
-    """MONAI with its default ignore_empty: nan is dropped, infinities are averaged (behaviour measured on 1.6.1).
-
-    Dice, IoU: nan where the target is empty, so false alarms vanish.  Precision, recall: nan where 0 / 0.
-    NSD: nan where both are empty.  ASSD: nan where both are empty, inf where one is.
-    HD95: nan where either is empty (a quantile between infinities is nan), so misses and false alarms vanish.
-    """
-    lost = {
-        "both present": (),
-        "both empty": SCORES,
-        "missed": ("precision", "hd95"),
-        "false alarm": ("dice", "iou", "recall", "hd95"),
-    }[row["kind"]]
-    return {key: np.nan if key in lost else value for key, value in _ours(row).items()}
-
-
-POLICIES = {"ours": _ours, "nnunet": _nnunet, "monai": _monai}
-
-
-def _describe(values, policy):
+def _describe(values):
     values = np.array(values, dtype=float)
-    kept = values[~np.isnan(values)]
-    finite = kept[np.isfinite(kept)]
-    averaged = finite if policy == "ours" else kept
-    return {
-        "mean": float(averaged.mean()) if len(averaged) else float("nan"),
-        "median": float(np.median(kept)) if len(kept) else float("nan"),
-        "spread": float(finite.std(ddof=1)) if len(finite) > 1 else float("nan"),
-        "counted": len(kept),
-        "infinite": len(kept) - len(finite),
-        "dropped": len(values) - len(kept),
-    }
+    infinite = int(np.isinf(values).sum())
+    spread = float(values.std(ddof=1)) if len(values) > 1 and not infinite else float("nan")
+    return {"mean": float(values.mean()), "median": float(np.median(values)), "spread": spread, "infinite": infinite}
 
 
 def _distances_to(source, destination, spacing):

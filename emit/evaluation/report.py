@@ -5,10 +5,11 @@ classical arm, and every other arm against the baseline.
 """
 
 import csv
-import json
+import io
 import math
 import platform
 from dataclasses import asdict
+from functools import partial
 
 import matplotlib
 import numpy as np
@@ -16,43 +17,44 @@ import scipy
 import torch
 
 from emit.compat import read_compat
-from emit.evaluation.figures import save_sweep
+from emit.evaluation.figures import attempt, save_sweep
 from emit.evaluation.illustrate import illustrate
-from emit.evaluation.metrics import KINDS, POLICIES, policies, summarise
+from emit.evaluation.metrics import KINDS, summarise
 from emit.evaluation.page import write_page
 from emit.evaluation.statistics import compare_arms, conclude, describe_arms, verdict
-from emit.files import write_atomic
+from emit.files import write_json, write_text
+from emit.generated import read_manifest
 from emit.seeds import seed_from
 from emit.training.config import code_version
 
 BASELINE, OURS, CONTROL = "baseline", "ours", "copies"
 ALL = "all classes"
+NOTHING = "No arm with generated images was run: nothing is concluded about generated images."
 
 
-def write_report(folder, rows, fake_pixel_rows, cases, splits, settings, classical, fidelity=(), beside_real=()):
-    """Print the table and the conclusion; write per_case.csv, summary.json, figures/ and report.html into the folder.
+def write_report(folder, rows, cases, splits, settings, classical, fidelity=(), beside_real=()):
+    """Write per_case.csv and summary.json into the folder, print the table and the conclusion, draw figures/ and the page.
 
-    rows: dicts with arm, fold, seed, case, and what `score_case` returns; fake_pixel_rows: the same with its fake pixel.
-    cases: CaseSet. splits: one Split per fold. settings: of train_seg.py. classical: names of the classical arms.
-    fidelity: rows of `mask_fidelity` for the generated images, if there are any; beside_real: one dict of
-    `describe_generated` per fold. Returns what summary.json holds.
+    rows: dicts with arm, fold, seed, case, and what `score_case` returns. cases: CaseSet. splits: one Split per fold.
+    settings: of train_seg.py. classical: names of the classical arms. fidelity: rows of `mask_fidelity` for the generated
+    images, if there are any; beside_real: one dict of `describe_generated` per fold. Returns what summary.json holds.
     """
-    write_atomic(folder / "per_case.csv", lambda path: write_cases(path, rows))
+    write_text(folder / "per_case.csv", list_cases(rows))
     scores = average_classes(rows)
-    results = compute(scores, rows, fake_pixel_rows, cases.cases, settings, classical)
-    habits = find_habits(settings)
-    stamp = f"published habits on: {', '.join(habits)}" if habits else ""
-    results = {"settings": asdict(settings), "versions": list_versions(), "stamp": stamp} | results
-    results["fidelity"] = describe_fidelity(fidelity)
-    results["beside_real"] = {"folds": list(beside_real), "sentences": tell_beside_real(beside_real)}
-    text = json.dumps(make_plain(results), indent=1, allow_nan=False)
-    write_atomic(folder / "summary.json", lambda path: path.write_text(text + "\n"))
+    deviations = ", ".join(find_deviations(settings))
+    results = {
+        "settings": asdict(settings),
+        "versions": list_versions(),
+        "stamp": f"published deviations on: {deviations}" if deviations else "",
+        **compute(scores, rows, cases.cases, settings, classical),
+        "fidelity": describe_fidelity(fidelity),
+        "beside_real": {"folds": list(beside_real), "sentences": describe_beside_real(beside_real)},
+    }
+    write_json(folder / "summary.json", make_plain(results), indent=1)
     tables = {"main": list_scores(results), "kinds": list_kinds(results)}
-    print(f"\n{stamp}\n" if stamp else "")
-    for table in tables.values():
-        print(align(table) + "\n")
-    print("\n".join([*results["conclusion"], *results["fidelity"]["sentences"], *results["beside_real"]["sentences"]]))
-    tables |= {"comparisons": list_comparisons(results), "policies": list_policies(results)}
+    print("", *filter(None, [results["stamp"]]), *(align(table) + "\n" for table in tables.values()), sep="\n")
+    print(*results["conclusion"], *results["fidelity"]["sentences"], *results["beside_real"]["sentences"], sep="\n")
+    tables["comparisons"] = list_comparisons(results)
     if len(cases.classes) > 2:
         tables["classes"] = list_classes(results)
     figures = illustrate(folder, scores, rows, results, cases, settings)
@@ -60,14 +62,10 @@ def write_report(folder, rows, fake_pixel_rows, cases, splits, settings, classic
     return results
 
 
-def find_habits(settings):
-    """Return the published habits that are on: this run's and those of the generator that it used."""
-    habits = list(read_compat(settings.compat, "train_seg.py"))
-    config = None if settings.generated is None else settings.generated / "config.json"
-    if config is not None and config.exists():
-        words = json.loads(config.read_text())["settings"].get("compat", [])
-        habits += read_compat(words, "emit.generate")
-    return habits
+def find_deviations(settings):
+    """Return the names of the published deviations that are on: this run's and those of the generator that it used."""
+    images = [] if settings.generated is None else read_manifest(settings.generated / "fold0")
+    return [*read_compat(settings.compat, "train_seg.py"), *(images[0].get("compat", []) if images else [])]
 
 
 def write_sweep(folder, results, label):
@@ -76,20 +74,22 @@ def write_sweep(folder, results, label):
     results: {value: what write_report returned}; label: what the values are. Bars: the standard error of the mean over
     cases, each averaged over its seeds; the arms share their cases, so bars that overlap do not mean "no difference".
     """
-    arms = next(iter(results.values()))["arms"]
-    means = {arm: [found["arms"][arm]["dice"]["mean"] for found in results.values()] for arm in arms}
-    errors = {
-        arm: [found["arms"][arm]["dice"]["case_spread"] / math.sqrt(found["cases"]) for found in results.values()]
-        for arm in arms
-    }
-    kept = {"label": label, "values": list(results), "mean_dice": means, "standard_error": errors}
-    kept["conclusions"] = {str(value): found["conclusion"] for value, found in results.items()}
-    write_atomic(folder / "sweep.json", lambda path: path.write_text(json.dumps(make_plain(kept), indent=1) + "\n"))
-    save_sweep(folder / "sweep.png", list(results), means, errors, label, stamp=next(iter(results.values()))["stamp"])
+    runs, means, errors = list(results.values()), {}, {}
+    for arm in runs[0]["arms"]:
+        means[arm] = [run["arms"][arm]["dice"]["mean"] for run in runs]
+        errors[arm] = [run["arms"][arm]["dice"]["case_spread"] / math.sqrt(run["cases"]) for run in runs]
+    sweep = {"label": label, "values": list(results), "mean_dice": means, "standard_error": errors}
+    sweep["conclusions"] = {str(value): found["conclusion"] for value, found in results.items()}
+    write_json(folder / "sweep.json", make_plain(sweep), indent=1)
+    save = partial(save_sweep, means=means, spreads=errors, label=label)
+    attempt(folder / "sweep.png", lambda: list(results), save, runs[0]["stamp"])
 
 
-def compute(scores, rows, fake_rows, cases, settings, classical):
-    """Return all numbers of the report: arms, comparisons, conclusion, and what they rest on."""
+def compute(scores, rows, cases, settings, classical):
+    """Return all numbers of the report: arms, comparisons, conclusion, and what they rest on.
+
+    The conclusion is about our arm, or about the first one with generated images where ours was not run.
+    """
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     classical = [arm for arm in classical if arm in arms]
     described = describe_arms(scores)
@@ -99,13 +99,13 @@ def compute(scores, rows, fake_rows, cases, settings, classical):
     rng = np.random.default_rng(seed_from(settings.seed, "bootstrap"))
     compared = compare_arms(scores, generated, BASELINE, classical, rng, groups, settings.level)
     compared += compare_arms(scores, others, BASELINE, (), rng, groups, settings.level)
-    comparisons = [asdict(c) | {"verdict": verdict(c), "sentence": conclude(c)} for c in compared]
+    judged = OURS if OURS in generated else next(iter(generated), None)
     return {
-        "arms": {arm: describe_arm(arm, rows, fake_rows) | {"dice": described[arm]} for arm in arms},
+        "arms": {arm: {"scores": describe_arm(arm, rows), "dice": described[arm]} for arm in arms},
         "best_classical": max(classical, key=lambda arm: described[arm]["mean"], default=None),
         "generated_arms": generated,
-        "comparisons": comparisons,
-        "conclusion": choose_sentences(comparisons, generated),
+        "comparisons": [asdict(c) | {"verdict": verdict(c), "sentence": conclude(c)} for c in compared],
+        "conclusion": [conclude(c) for c in compared if c.arm == judged] or [NOTHING],
         "classes": list(dict.fromkeys(row["class"] for row in rows)),
         "units": sorted({row["unit"] for row in rows}),
         "seeds": len({row["seed"] for row in rows}),
@@ -114,33 +114,20 @@ def compute(scores, rows, fake_rows, cases, settings, classical):
     }
 
 
-def choose_sentences(comparisons, generated):
-    """Return the sentences about our arm, or about the first one with generated images where ours was not run."""
-    if not generated:
-        return ["No arm with generated images was run: nothing is concluded about generated images."]
-    arm = OURS if OURS in generated else generated[0]
-    return [comparison["sentence"] for comparison in comparisons if comparison["arm"] == arm]
-
-
 def average_classes(rows):
     """Return {arm: {seed: {case: Dice, the mean over classes}}}."""
-    found = {}
+    by_case, averages = {}, {}
     for row in rows:
-        by_case = found.setdefault(row["arm"], {}).setdefault(row["seed"], {})
-        by_case.setdefault(row["case"], []).append(row["dice"])
-    return {
-        arm: {seed: {case: float(np.mean(dice)) for case, dice in by_case.items()} for seed, by_case in by_seed.items()}
-        for arm, by_seed in found.items()
-    }
+        by_case.setdefault((row["arm"], row["seed"], row["case"]), []).append(row["dice"])
+    for (arm, seed, case), dice in by_case.items():
+        averages.setdefault(arm, {}).setdefault(seed, {})[case] = float(np.mean(dice))
+    return averages
 
 
-def describe_arm(arm, rows, fake_rows):
-    """Summarise the rows of an arm by class and pooled, and under each policy: {"scores", "policies"}."""
-    pair = [[row for row in table if row["arm"] == arm] for table in (rows, fake_rows)]
-    pooled = [[row | {"class": ALL} for row in table] for table in pair]
-    by_class, together = policies(*pair), policies(*pooled)
-    found = {name: together[name] | by_class[name] for name in together}
-    return {"scores": summarise(pooled[0]) | summarise(pair[0]), "policies": found}
+def describe_arm(arm, rows):
+    """Summarise the rows of an arm, pooled and by class: {class: what `summarise` gives}."""
+    mine = [row for row in rows if row["arm"] == arm]
+    return summarise([row | {"class": ALL} for row in mine]) | summarise(mine)
 
 
 def describe_fidelity(rows):
@@ -156,7 +143,7 @@ def describe_fidelity(rows):
     return {"scores": summary, "sentences": sentences}
 
 
-def tell_beside_real(folds):
+def describe_beside_real(folds):
     """Say how near the generated images are to training images, and how different among themselves."""
     return [
         f"Copies, fold {fold}: the nearest training image correlates with {found['images']} generated images at "
@@ -166,14 +153,6 @@ def tell_beside_real(folds):
         + (f" Diversity within a case {found['diversity']:.2f}." if found["diversity"] is not None else "")
         for fold, found in enumerate(folds)
     ]
-
-
-def write_cases(path, rows):
-    """Write the rows as CSV; every number can be read back exactly, infinite distances are "inf"."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def make_plain(value):
@@ -189,55 +168,28 @@ def make_plain(value):
 
 def list_versions():
     """Return the versions of the code and of the packages that computed the numbers."""
-    packages = {"torch": torch, "numpy": np, "scipy": scipy, "matplotlib": matplotlib}
-    versions = {name: package.__version__ for name, package in packages.items()}
-    return {"code": code_version(), "python": platform.python_version()} | versions
+    packages = {package.__name__: package.__version__ for package in (torch, np, scipy, matplotlib)}
+    return {"code": code_version(), "python": platform.python_version()} | packages
+
+
+def list_cases(rows):
+    """Return the rows as CSV; every number can be read back exactly, infinite distances are "inf"."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def list_scores(results):
     """Return the main table as rows of strings, the header first."""
     unit = "/".join(results["units"])
     header = ["arm", "Dice", "difference", f"{100 * (1 - results['settings']['level']):g} % interval", "p (Holm)"]
-    header += ["IoU", "precision", "recall", f"HD95 [{unit}]", f"ASSD [{unit}]", "NSD"]
-    against = {c["arm"]: c for c in results["comparisons"] if c["reference"] == BASELINE}
-    table = [header]
+    table = [[*header, "IoU", "precision", "recall", f"HD95 [{unit}]", f"ASSD [{unit}]", "NSD"]]
+    against = {c["arm"]: show_comparison(c) for c in results["comparisons"] if c["reference"] == BASELINE}
     for arm, entry in results["arms"].items():
-        line, dice, scores = [arm], entry["dice"], entry["scores"][ALL]["scores"]
-        line.append(f"{dice['mean']:.4f} +- {show(dice['case_spread'], 4)}")
-        c = against.get(arm)
-        line += ["", "", ""] if c is None else show_comparison(c)
-        line += [show(scores[name]["mean"]) for name in ("iou", "precision", "recall")]
-        line += [f"{show(scores[name]['mean'], 2)} ({scores[name]['infinite']} inf)" for name in ("hd95", "assd")]
-        table.append([*line, show(scores["nsd"]["mean"])])
-    return table
-
-
-def list_kinds(results):
-    """Return how many masks were present, empty, missed or false alarms, for each arm."""
-    table = [["arm", *KINDS, "of"]]
-    for arm, entry in results["arms"].items():
-        counts = entry["scores"][ALL]
-        table.append([arm, *(str(counts[kind]) for kind in KINDS), str(counts["cases"])])
-    return table
-
-
-def list_comparisons(results):
-    """Return every comparison with its verdict."""
-    table = [["arm", "against", "difference", "interval", "p (Holm)", "p", "rank-biserial", "verdict"]]
-    for c in results["comparisons"]:
-        line = [c["arm"], c["reference"], *show_comparison(c), f"{c['p']:.2g}"]
-        table.append([*line, f"{c['effect']:+.2f}", c["verdict"]])
-    return table
-
-
-def list_policies(results):
-    """Return Dice and HD95 as each policy would have reported them, with the number of dropped cases."""
-    names = (*POLICIES, "diffboost")
-    table = [["arm", *(f"Dice, {name}" for name in names), *(f"HD95, {name}" for name in names if name != "nnunet")]]
-    for arm, entry in results["arms"].items():
-        found = {name: entry["policies"][name][ALL]["scores"] for name in names}
-        line = [arm, *(show_policy(found[name]["dice"], 4) for name in names)]
-        table.append([*line, *(show_policy(found[name]["hd95"], 2) for name in names if "hd95" in found[name])])
+        dice = f"{entry['dice']['mean']:.4f} +- {show(entry['dice']['case_spread'], 4)}"
+        table.append([arm, dice, *against.get(arm, ["", "", ""]), *show_scores(entry["scores"][ALL]["scores"])])
     return table
 
 
@@ -247,9 +199,22 @@ def list_classes(results):
     for arm, entry in results["arms"].items():
         for name in results["classes"]:
             scores = entry["scores"][name]["scores"]
-            line = [show(scores[key]["mean"]) for key in ("dice", "iou", "precision", "recall")]
-            line += [f"{show(scores[key]['mean'], 2)} ({scores[key]['infinite']} inf)" for key in ("hd95", "assd")]
-            table.append([arm, name, *line, show(scores["nsd"]["mean"])])
+            table.append([arm, name, show(scores["dice"]["mean"]), *show_scores(scores)])
+    return table
+
+
+def list_kinds(results):
+    """Return how many masks were present, empty, missed or false alarms, for each arm."""
+    pooled = {arm: entry["scores"][ALL] for arm, entry in results["arms"].items()}
+    return [["arm", *KINDS, "of"]] + [[arm, *(str(n[key]) for key in (*KINDS, "cases"))] for arm, n in pooled.items()]
+
+
+def list_comparisons(results):
+    """Return every comparison with its verdict."""
+    table = [["arm", "against", "difference", "interval", "p (Holm)", "p", "rank-biserial", "verdict"]]
+    for c in results["comparisons"]:
+        numbers = [*show_comparison(c), f"{c['p']:.2g}", f"{c['effect']:+.2f}"]
+        table.append([c["arm"], c["reference"], *numbers, c["verdict"]])
     return table
 
 
@@ -258,10 +223,14 @@ def show_comparison(c):
     return [f"{c['difference']:+.4f}", f"{c['low']:+.4f} to {c['high']:+.4f}", f"{c['p_adjusted']:.2g}"]
 
 
-def show_policy(numbers, digits):
-    """Return a mean and what it leaves out, as a string."""
-    left = [f"{numbers[key]} {word}" for key, word in (("infinite", "inf"), ("dropped", "dropped")) if numbers[key]]
-    return show(numbers["mean"], digits) + (f" ({', '.join(left)})" if left else "")
+def show_scores(scores):
+    """Return the means of IoU, precision and recall, the medians of HD95 and ASSD, the mean of NSD, as strings.
+
+    A median is over all cases, a missed lesion or a false alarm being infinite; in brackets stands how many are.
+    """
+    shares = [show(scores[name]["mean"]) for name in ("iou", "precision", "recall")]
+    distances = [f"{show(scores[name]['median'], 2)} ({scores[name]['infinite']} inf)" for name in ("hd95", "assd")]
+    return [*shares, *distances, show(scores["nsd"]["mean"])]
 
 
 def show(value, digits=3):

@@ -151,19 +151,33 @@ def verdict(comparison):
     return "no detectable gain"
 
 
-def conclude(comparison, score="Dice"):
-    """Write the verdict and the numbers it rests on as one sentence."""
+def find_disagreement(comparison):
+    """Say where interval, adjusted p and direction of the ranks disagree; "" where they agree."""
     c = comparison
-    units = f"{c.cases} cases" if c.units == c.cases else f"{c.cases} cases in {c.units} groups"
-    seeds = f"{c.seeds} seed" + ("s" if c.seeds > 1 else "")
-    numbers = (
-        f"mean difference in {score} {c.difference:+.4f}, "
-        f"{100 * (1 - c.level):g} % interval {c.low:+.4f} to {c.high:+.4f}, "
-        f"Holm-corrected p {c.p_adjusted:.2g}, rank-biserial {c.effect:+.2f}, {units}, {seeds}"
-    )
-    if c.smallest_p > c.level:
-        numbers += f"; the smallest p that could be reached is {c.smallest_p:.2g}"
-    return f"{c.arm} against {c.reference}: {verdict(c)} ({numbers})."
+    excludes, reaches = c.low > 0 or c.high < 0, c.p_adjusted < c.level
+    if excludes and not reaches:
+        return f"the interval excludes zero but the corrected p does not reach {c.level:g}"
+    if reaches and not excludes:
+        return f"the corrected p is below {c.level:g} but the interval includes zero"
+    if reaches and (c.low > 0) != (c.effect > 0):
+        return "the interval and the ranks point in opposite directions"
+    return ""
+
+
+def conclude(comparison, score="Dice"):
+    """Write the verdict, the numbers it rests on and what speaks against it as one sentence."""
+    c = comparison
+    numbers = [
+        f"mean difference in {score} {c.difference:+.4f}",
+        f"{100 * (1 - c.level):g} % interval {c.low:+.4f} to {c.high:+.4f}",
+        f"Holm-corrected p {c.p_adjusted:.2g}",
+        f"rank-biserial {c.effect:+.2f}",
+        f"{c.cases} cases" if c.units == c.cases else f"{c.cases} cases in {c.units} groups",
+        f"{c.seeds} seed" + ("s" if c.seeds > 1 else ""),
+    ]
+    few = f"the smallest p that could be reached is {c.smallest_p:.2g}" if c.smallest_p > c.level else ""
+    notes = filter(None, (", ".join(numbers), few, find_disagreement(c)))
+    return f"{c.arm} against {c.reference}: {verdict(c)} ({'; '.join(notes)})."
 
 
 def _members(cases, groups):

@@ -147,17 +147,28 @@ class HEDv11(nn.Module):
         return torch.sigmoid(self.logits(image)[-1])
 
 
-def class_balanced_loss(logits, boundary):
-    """Sum the class-balanced cross-entropy (HED, 1504.06375, Eq. 2) over the five sides and the fusion, weight 1 each.
+def hed_loss(logits, boundary):
+    """L_side + L_fuse: what HED is trained with (1504.06375, Eq. 4); every side and the fusion with weight 1.
 
-    l = -beta y log p - (1 - beta) (1 - y) log(1 - p),  beta = 1 - mean(y) of each image
-    logits: list of (B, 1, H, W); boundary y: (B, 1, H, W) in [0, 1], soft labels weigh both terms.
-    Departure: mean over pixels and images, where the paper sums, so that the scale does not depend on the size.
-    An image without boundary has beta = 1 and loss 0, as in the paper: it teaches nothing.
+    logits: the five sides and, last, their fusion, each (B, 1, H, W); boundary y: (B, 1, H, W) in [0, 1].
+    L_fuse is the plain cross-entropy, as the paper's Eq. 3 says; the authors' code balances the fusion as well.
+    Departure: means over pixels and images, where the paper sums, so that the scale does not depend on the size.
     """
     if any(logit.shape != boundary.shape for logit in logits):
-        raise ValueError(f"class_balanced_loss: boundary {tuple(boundary.shape)} is not shaped like the logits")
+        raise ValueError(f"hed_loss: boundary {tuple(boundary.shape)} is not shaped like the logits")
+    *sides, fusion = [logit.float() for logit in logits]
+    side_loss = sum(class_balanced_loss(side, boundary) for side in sides)
+    fusion_loss = F.binary_cross_entropy_with_logits(fusion, boundary)
+    return side_loss + fusion_loss
+
+
+def class_balanced_loss(logit, boundary):
+    """l_side of one side (HED, Eq. 2), the mean over pixels and images of
+
+    -beta y log p - (1 - beta) (1 - y) log(1 - p),  beta = 1 - mean(y) of each image
+    logit, boundary y: (B, 1, H, W); soft labels weigh both terms. An image without boundary has beta = 1 and loss 0, as
+    in the paper: it teaches the sides nothing.
+    """
     beta = 1 - boundary.mean(dim=(1, 2, 3), keepdim=True)
     positive, negative = beta * boundary, (1 - beta) * (1 - boundary)
-    terms = [positive * F.softplus(-logit.float()) + negative * F.softplus(logit.float()) for logit in logits]
-    return sum(term.mean() for term in terms)
+    return (positive * F.softplus(-logit) + negative * F.softplus(logit)).mean()

@@ -120,7 +120,8 @@ def dice_ce_loss(logits, mask, include_background=False):
 
     Dice_k = 2 sum p_k y_k / (sum p_k + sum y_k), sums in float32 over the batch and both image axes; the Dice loss
     is 1 - mean of Dice_k over the classes present in the batch's masks, 0 where none is. No smoothing term.
-    An absent class is left to the cross-entropy, which is the mean over all pixels and all classes, background too.
+    An absent class is left to the cross-entropy, -log p of each pixel's own class (a sum over one-hot classes, background
+    too), averaged over pixels.
     logits: (B, K, H, W); mask: (B, H, W), whole numbers 0..K-1. Departure: the authors' Dice is per image.
     """
     if mask.shape != logits.shape[:1] + logits.shape[2:]:

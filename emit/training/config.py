@@ -9,6 +9,7 @@
 """
 
 import difflib
+import hashlib
 import json
 import math
 import operator
@@ -22,8 +23,8 @@ from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 
-from emit.errors import InputError
-from emit.files import sha256, write_atomic
+from emit.errors import InputError, program
+from emit.files import sha256, write_json
 from emit.training import distributed
 
 SOURCES = ("[paper]", "[authors' code]", "[SD 1.5]", "[choice] ")
@@ -53,8 +54,11 @@ def setting(
     return field(default=demo, metadata=metadata)
 
 
-def parse(cls, argv=None):
+def parse(cls, argv=None, inherit=None):
     """Read the command line into an instance of the settings class cls.
+
+    inherit: function of {field: value} of the flags given, returns ({field: value}, file): what an earlier program wrote,
+    in place of the preset's values. A flag that says otherwise is refused.
 
     Flags are `--field-name value` or `--field-name=value`; a bool is `--name` or `--no-name`; a tuple is separated by
     commas; "none" is None where the type allows it. --preset demo|paper picks the values that no flag gives; --help
@@ -68,7 +72,12 @@ def parse(cls, argv=None):
     hints = get_type_hints(cls)
     given = _read_flags(argv, {"preset": Literal["demo", "paper"], **hints})
     preset = given.pop("preset", "demo")
-    values = {f.name: given.get(f.name, _preset_value(f, preset)) for f in fields(cls)}
+    known, source = inherit(given) if inherit else ({}, None)
+    for name in sorted(given.keys() & known.keys()):
+        if given[name] != known[name]:
+            words = f"is {_show(given[name])}, and {source} says {_show(known[name])}"
+            raise InputError(f"{_flag(name)}: {words}; leave it out, or run the earlier program anew")
+    values = {f.name: {**known, **given}.get(f.name, _preset_value(f, preset)) for f in fields(cls)}
     missing = [_flag(name) for name, value in values.items() if value is MISSING]
     if missing:
         raise InputError(f"{missing[0]}: is required; give {' and '.join(missing)}, or see --help")
@@ -116,39 +125,47 @@ def describe(cls):
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row[:4], widths, strict=True)), row[4]]) for row in rows]
     lead = (cls.__doc__ or "").strip()
-    usage = f"usage: {Path(sys.argv[0]).name} [--preset demo|paper] [--setting value ...]"
+    usage = f"usage: {' '.join(program())} [--preset demo|paper] [--setting value ...]"
     return "\n".join([usage, "", lead, "", *lines, "", "flag: --name turns it on, --no-name off. Lists: a,b,c."])
 
 
-def save_config(run_folder, settings, inputs):
-    """Write run_folder/config.json: resolved settings, versions of code and torch, path and SHA-256 of each input file.
+def save_config(run_folder, settings, inputs, cases):
+    """Write run_folder/config.json: resolved settings, versions, path and SHA-256 of each input file, a digest of the cases.
 
-    inputs: name -> path of each weight file that the run starts from (None: not given). Rank 0 writes.
-    Raises InputError when the folder holds a trained state or generated images, and a setting that may not change, or
-    what is in one of the files, has changed.
+    inputs: name -> path of each file that the run starts from (None: not given). cases: the set's. Rank 0 writes.
+    Raises InputError when the folder holds a trained state or generated images, and a setting that may not change, what
+    is in one of the files, or the ids of the cases have changed. Paths may: run folders and data can be moved.
     """
-    values = {f.name: _plain(getattr(settings, f.name)) for f in fields(settings)}
+    values = {f.name: to_plain(getattr(settings, f.name)) for f in fields(settings)}
     files = {name: {"path": str(file), "sha256": sha256(file)} for name, file in inputs.items() if file is not None}
+    files["data"] = {"path": str(settings.data), "sha256": _digest(case.id for case in cases), "cases": len(cases)}
     path = Path(run_folder) / "config.json"
     if path.exists() and any(file for name in STARTED for file in path.parent.rglob(name)):
         _check_unchanged(path, settings, values, files)
     if distributed.rank() > 0:
         return
     config = {"settings": values, "code": code_version(), "torch": torch.__version__, "inputs": files}
-    write_atomic(path, lambda temporary: temporary.write_text(json.dumps(config, indent=2) + "\n"))
+    write_json(path, config, indent=2)
+
+
+def _digest(words):
+    """Return the SHA-256 of words, in any order."""
+    return hashlib.sha256("\n".join(sorted(words)).encode()).hexdigest()
 
 
 def _check_unchanged(path, settings, values, files):
     before = json.loads(path.read_text())
     for f in fields(settings):
         old, new = before["settings"].get(f.name), values[f.name]
-        if old != new and not f.metadata["may_change"]:
+        moved = isinstance(getattr(settings, f.name), Path) and old is not None
+        if old != new and not moved and not f.metadata["may_change"]:
             remedy = "resume with the first run's settings or choose another folder"
             raise InputError(f"{path}: {_flag(f.name)} was {_show(old)} and is now {_show(new)}; {remedy}")
     for name, file in files.items():
         if before["inputs"].get(name, file)["sha256"] != file["sha256"]:
             words = f"{_flag(name) if name in values else name} changed since the first run"
-            raise InputError(f"{path}: {words}; resume with the first run's {file['path']} or choose another folder")
+            first = before["inputs"][name]["path"]
+            raise InputError(f"{path}: {words}; resume with what was {first} or choose another folder")
 
 
 def code_version():
@@ -270,7 +287,8 @@ def _show(value):
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
-def _plain(value):
+def to_plain(value):
+    """Return a setting's value as JSON has it."""
     if isinstance(value, tuple):
-        return [_plain(member) for member in value]
+        return [to_plain(member) for member in value]
     return str(value) if isinstance(value, Path) else value

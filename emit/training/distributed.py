@@ -37,6 +37,12 @@ def start(device="auto"):
     return device
 
 
+def refuse_several(program):
+    """Refuse torchrun for a program whose processes would all do the same work and write the same files."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError(f"{program}: cannot share its work yet; start it as one process, without torchrun")
+
+
 def stop():
     """Leave the group."""
     if dist.is_initialized():
@@ -109,3 +115,23 @@ def copy_from_first(tensors):
     if dist.is_initialized():
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
+
+
+def highest(number, device="cpu"):
+    """Return the largest of the processes' numbers."""
+    if ranks() == 1:
+        return number
+    found = torch.tensor(number, device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return int(found)
+
+
+def join(tensor, device="cpu"):
+    """Fill the zeros of a CPU tensor, in place, from the other processes' tensors."""
+    if ranks() == 1:
+        return
+    own = tensor.to(device)
+    parts = [torch.empty_like(own) for _ in range(ranks())]
+    dist.all_gather(parts, own)
+    for part in parts:
+        tensor.copy_(torch.where(tensor == 0, part.cpu(), tensor))

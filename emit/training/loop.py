@@ -7,6 +7,8 @@
     run.finish()
 
 The batch of step k depends on (seed, k) alone and its draws on (seed, rank, k): a resumed run is the uninterrupted one.
+state.pt is written after the body of the loop has ended, so what the body wrote at a step (samples, selected weights) is
+there before the state that says so; a kill in between repeats the steps since the last state.
 """
 
 import contextlib
@@ -20,8 +22,8 @@ from pickle import UnpicklingError
 import torch
 from tqdm import tqdm
 
-from emit.errors import InputError
-from emit.files import write_atomic
+from emit.errors import InputError, Stopped, asked_to_stop, deferred
+from emit.files import write_atomic, write_text
 from emit.seeds import generator
 from emit.training import distributed
 from emit.training.order import Order, prefetch
@@ -67,6 +69,15 @@ def check_options(
     for rule, broken in wrong.items():
         if broken:
             raise InputError(f"{folder}: {rule}; change that setting")
+
+
+def room_needed(trained, saved):
+    """Return the bytes that runs of the modules `trained` and weight files of the modules `saved` take on the disk.
+
+    A state holds weights, average and AdamW's two; the largest counts twice, as the old one stays until the new is whole.
+    """
+    states = [16 * sum(parameter.numel() for parameter in module.parameters()) for module in trained]
+    return sum(states) + max(states) + 4 * sum(p.numel() for module in saved for p in module.parameters())
 
 
 class Run:
@@ -126,6 +137,7 @@ class Run:
         self.step = self.done = 0  # the step being computed; how many are complete
         self.part = 0  # which forward pass of this step
         self.rng, self.samples = None, None
+        self.hashes = None  # content hashes of the pictures that were read, where the data counts them
         self.loss = torch.zeros((), device=self.device)
         self.sums = {}  # name -> [sum, count] since the last line of the log
         self._open_folder(resume)
@@ -145,6 +157,7 @@ class Run:
                 "resume with the same data or choose another folder"
             )
         self.samples = len(data)
+        self._share_hashes(data)
         first = self.done
         batches = prefetch(lambda job: data.batch(*job), self._jobs(first), self.workers)
         pause = 0.2 if sys.stderr.isatty() else 30  # seconds between lines; the second keeps log files short
@@ -154,16 +167,22 @@ class Run:
         with contextlib.closing(batches), bar:
             for step in range(first, self.total):
                 self.step, self.rng = step, generator(self.seed, distributed.rank(), step)
-                for part in range(self.accumulate):
-                    self.part = part
-                    yield step, next(batches)
-                if self.done != step + 1:
-                    raise RuntimeError("the loop's body must call run.update(loss) once for each batch")
+                with deferred():  # a signal waits until the step and its state are whole
+                    for part in range(self.accumulate):
+                        self.part = part
+                        yield step, next(batches)
+                    if self.done != step + 1:
+                        raise RuntimeError("the loop's body must call run.update(loss) once for each batch")
+                    stop = distributed.highest(asked_to_stop() or 0, self.device)  # all processes end at one step
+                    if stop or self.done % self.save_every == 0 or self.done == self.total:
+                        self._save()
+                if stop:
+                    raise Stopped(stop)
                 bar.set_postfix_str(f"loss {self.loss_value:.4g}", refresh=False)
                 bar.update()
 
     def update(self, loss, **logged):
-        """Backward; after the last forward pass of the step: clip, AdamW, EMA, log, checkpoint.
+        """Backward; after the last forward pass of the step: clip, AdamW, EMA, log.
 
         logged: further numbers (0-dimensional tensors or floats; None or nan: nothing to report at this step).
         A loss or gradient that is not finite stops the run before anything is changed or saved.
@@ -194,8 +213,6 @@ class Run:
         self._note({"loss": self.loss_value, "gradient_norm": norm})
         if self.done % self.log_every == 0 or self.done == self.total:
             self._write_log(rate)
-        if self.done % self.save_every == 0 or self.done == self.total:
-            self._save()
 
     def due(self, every):
         """Return whether this is the last forward pass of every `every`-th step (0: never), before or after update."""
@@ -288,12 +305,20 @@ class Run:
         distributed.barrier()  # nobody looks any more: now rank 0 may change the folder
         if distributed.rank() > 0:
             return
-        for leftover in self.folder.glob(".state.pt.*.tmp"):  # of a process killed while saving
+        for leftover in self.folder.glob(".*.tmp"):  # of a process killed while saving
             leftover.unlink()
-        lines = [line for line in log.read_text().splitlines() if _step_of(line) < self.done] if log.exists() else []
-        write_atomic(log, lambda temporary: temporary.write_text("".join(line + "\n" for line in lines)))
+        write_lines(log, read_lines(log, self.done))
+
+    def _share_hashes(self, data):
+        """Keep the data's hashes in the state from now on; those of the state join them."""
+        counted, before = getattr(data, "hashes", None), self.hashes
+        if counted is not None and before is not None:
+            counted.copy_(torch.where(counted == 0, before, counted))
+        self.hashes = counted
 
     def _save(self):
+        if self.hashes is not None:
+            distributed.join(self.hashes, self.device)
         if distributed.rank() > 0:
             return
         state = {
@@ -305,6 +330,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema,
             "sums": self.sums,
+            "hashes": self.hashes,
         }
         write_atomic(self.folder / "state.pt", lambda temporary: torch.save(state, temporary))
 
@@ -322,6 +348,7 @@ class Run:
         _copy_into(self._buffers(), state["buffers"], path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema, self.sums, self.samples, self.done = state["ema"], state["sums"], state["samples"], state["step"]
+        self.hashes = None if state["hashes"] is None else state["hashes"].cpu()
 
 
 def _copy_into(targets, saved, path):
@@ -332,9 +359,20 @@ def _copy_into(targets, saved, path):
         target.copy_(saved[name])
 
 
-def _step_of(line):
-    """Return the step of a line of the log; a line cut off by a kill belongs to no step that is kept."""
-    try:
-        return json.loads(line)["step"]
-    except json.JSONDecodeError:
-        return math.inf
+def read_lines(path, before_step=math.inf):
+    """Return the lines of a .jsonl file (dicts; [] where there is none) whose "step" is below before_step.
+
+    A line that a kill cut off ends the file.
+    """
+    lines = []
+    for text in Path(path).read_text().splitlines() if Path(path).exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return [line for line in lines if line.get("step", -1) < before_step]
+
+
+def write_lines(path, lines):
+    """Replace a .jsonl file by these lines."""
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from emit.checkpoints import tables
+from emit.checkpoints.configs import FORMAT
+from emit.checkpoints.names import own_tensors
+from emit.ledger import Ledger
 from emit.networks.text import TextConfig
 from emit.networks.unet import UNetConfig
 from emit.networks.vae import VAEConfig
@@ -41,16 +43,22 @@ def small():
     """{part: {our name: random tensor}} of a three-level model with one block per level."""
     generator = torch.Generator().manual_seed(0)
     return {
-        part: {row.name: torch.randn(row.shape, generator=generator) for row in tables.TABLES[part](sizes)}
+        part: {name: torch.randn(own.shape, generator=generator) for name, own in own_tensors(part, sizes).items()}
         for part, sizes in SIZES.items()
     }
 
 
 @pytest.fixture
-def header():
+def ledger():
+    """What such a model has seen: 1200 pictures."""
+    return Ledger().add("pre-training", range(1, 1201))
+
+
+@pytest.fixture
+def header(ledger):
     """The header that such a model's own file has."""
     config = {"unet": asdict(UNET), "vae": asdict(VAE), "text": asdict(TEXT), "version": "sd1", "prediction": "eps"}
-    return json.loads(json.dumps({"config": config, "ancestry": [{"stage": "hed", "cases": {"a": "0" * 64}}]}))
+    return json.loads(json.dumps({"config": config, **ledger.header, "format": FORMAT}))
 
 
 @pytest.fixture

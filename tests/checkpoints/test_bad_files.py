@@ -82,6 +82,7 @@ BAD_TENSORS = {  # one fault each, and words of the message
         lambda t: {"features.0.weight": torch.zeros(2)},
         r"1 unknown names \(features\.0\.weight, \.\.\.\)",
     ),
+    "a buffer of no schedule": (lambda t: {**t, "betas_prev": torch.zeros(2)}, "1 unknown names beside controlnet"),
     "nothing": (lambda t: {"betas": torch.zeros(2)}, "none of the names of a known part"),
     "SD-XL": (
         lambda t: {
@@ -117,7 +118,7 @@ def refuse(path, words):
         checkpoints.read(path)
     message = str(caught.value)
     assert message.startswith(str(path)) and "\n" not in message
-    assert "expected" in message or "fetch" in message or "take a file" in message
+    assert any(remedy in message for remedy in ("expected", "fetch", "take a file", "write the file anew"))
     return message
 
 
@@ -155,10 +156,50 @@ def test_truncated(tmp_path, small, kind, share):
     refuse(path, "damaged")
 
 
-def test_damaged_header(tmp_path, small):
-    for text in ("{", "[1]", '{"config": 3}'):
-        save_file(prefixed(small), tmp_path / "model.safetensors", {"emit": text})
-        refuse(tmp_path / "model.safetensors", "its header is damaged")
+def setting(part, name, value):
+    """Return a change of a header: another value of one size."""
+    return lambda header: header["config"][part].update({name: value})
+
+
+BAD_HEADERS = {  # one fault each, and words of the message
+    "no list": (lambda h: h.update(ancestry={}), "its header is damaged"),
+    "no format": (lambda h: h.pop("format"), "written before formats had numbers, .*; write the file anew"),
+    "format": (lambda h: h.update(format=1), "written in format 1, this version reads format 2; write the file anew"),
+    "config": (lambda h: h.update(config=3), "no valid sizes"),
+    "prediction": (lambda h: h["config"].update(prediction="x0"), "no valid sizes: prediction x0;"),
+    "prediction unknown": (lambda h: h["config"].update(prediction="unknown"), "no valid sizes: prediction unknown;"),
+    "version": (lambda h: h["config"].update(version="sd3"), "no valid sizes: version sd3;"),
+    "another setting": (lambda h: h["config"].update(vea=1), "no valid sizes: vea 1;"),
+    "size missing": (lambda h: h["config"]["vae"].pop("scale"), "no valid sizes: vae scale;"),
+    "size unknown": (setting("text", "depth", 3), "no valid sizes: text depth;"),
+    "width of 0": (setting("unet", "model_channels", 0), "no valid sizes: unet model_channels 0;"),
+    "half a width": (setting("unet", "model_channels", 8.5), "no valid sizes: unet model_channels 8.5;"),
+    "text": (setting("unet", "channel_mult", "122"), "no valid sizes: unet channel_mult 122;"),
+    "text in a list": (setting("unet", "channel_mult", [1, "2"]), r"no valid sizes: unet channel_mult \[1, '2'\];"),
+    "number for a list": (setting("unet", "channel_mult", 1), "no valid sizes: unet channel_mult 1;"),
+    "list for a number": (setting("vae", "groups", [4]), r"no valid sizes: vae groups \[4\];"),
+    "number for a truth": (setting("unet", "linear_projections", 1), "no valid sizes: unet linear_projections 1;"),
+    "truth for a number": (setting("text", "layers", True), "no valid sizes: text layers True;"),
+    "nothing": (setting("vae", "groups", None), "no valid sizes: vae groups None;"),
+}
+BAD_HEADERS |= {
+    f"scale {scale}": (setting("vae", "scale", scale), f"no valid sizes: vae scale {scale};")
+    for scale in (0, -0.5, float("nan"), float("inf"), "big", True, None)
+}
+
+
+@pytest.mark.parametrize("fault", BAD_HEADERS)
+def test_headers(tmp_path, small, header, fault):
+    change, words = BAD_HEADERS[fault]
+    change(header)
+    save_file(prefixed(small), tmp_path / "bad.safetensors", {"emit": json.dumps(header)})
+    refuse(tmp_path / "bad.safetensors", words)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_damaged_header(tmp_path, small, text):
+    save_file(prefixed(small), tmp_path / "bad.safetensors", {"emit": text})
+    refuse(tmp_path / "bad.safetensors", "its header is damaged")
 
 
 def test_torchscript_is_not_run(tmp_path):
@@ -251,12 +292,17 @@ def test_command_line_stops_with_code_2(tmp_path, small, command, monkeypatch, c
     assert [file.name for file in tmp_path.iterdir()] == ["bad.safetensors"]
 
 
-def test_bad_json_in_a_folder(tmp_path, small, header):
+BAD_CONFIGS = [([1], "holds no JSON object"), ({"norm_num_groups": "4"}, "no valid sizes: vae groups 4;")]
+BAD_CONFIGS += [({"scaling_factor": scale}, f"no valid sizes: vae scale {scale};") for scale in (0, float("nan"))]
+
+
+@pytest.mark.parametrize(("content", "words"), BAD_CONFIGS)
+def test_bad_json_in_a_folder(tmp_path, small, header, content, words):
     checkpoints.write_diffusers(tmp_path, {"vae": small["vae"]}, header["config"])
     save_file(
         {name: tensor.clone() for name, tensor in small["vae"].items()},
         tmp_path / "vae/diffusion_pytorch_model.safetensors",
     )
-    (tmp_path / "vae/config.json").write_text(json.dumps([1]))
-    with pytest.raises(InputError, match=r"config\.json: holds no JSON object"):
+    (tmp_path / "vae/config.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=rf"config\.json: {words}"):
         checkpoints.read(tmp_path)

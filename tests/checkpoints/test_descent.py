@@ -12,12 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from emit import checkpoints
 from emit.data.cases import Case
+from emit.data.similarity import content_hash
 from emit.files import sha256
-from emit.ledger import find_leaks, record
+from emit.ledger import Ledger, open_ledger
 
 
 def make_case(name, grey):
-    return Case(name, name, "", "", f"{name}.png", lambda: (np.full((4, 4), grey, np.float32), None))
+    return Case(name, name, "", "", f"{name}.png", lambda path: (np.full((4, 4), grey, np.float32), None))
 
 
 def export(monkeypatch, source, layout, target):
@@ -28,22 +29,30 @@ def export(monkeypatch, source, layout, target):
 
 @pytest.mark.parametrize("layout", ["single", "diffusers"])
 def test_a_planted_case_is_found_behind_an_export(tmp_path, small, header, monkeypatch, layout):
-    source, target = tmp_path / "source.safetensors", tmp_path / "target"
-    header |= record("pre-training", [make_case("seen", 0.5)])
-    checkpoints.write_single(source, {"vae": small["vae"]}, header)
+    source, target = tmp_path / "source" / "model.safetensors", tmp_path / "export" / "target"
+    seen = Ledger().add("pre-training", [content_hash(make_case("seen", 0.5).image)])
+    seen.write(source.parent)
+    checkpoints.write_single(source, {"vae": small["vae"]}, header | seen.header)
     export(monkeypatch, source, layout, target)
-    exported = checkpoints.read(target).header
-    assert exported["made_from"] == [{"file": "source.safetensors", "sha256": sha256(source)}]
-    later = record("fine-tuning", [], [exported])
-    test_cases = [make_case("planted", 0.5), make_case("seen", -0.5)]  # the second: another picture of the same name
-    for descendant in (exported, later):
-        assert find_leaks(descendant, test_cases) == [("planted", "pre-training", "seen")]
+    exported, fingerprint = checkpoints.read(target).header, sha256(source)
+    assert exported["made_from"] == [{"file": "model.safetensors", "sha256": fingerprint}]
+    shutil.rmtree(source.parent)
+    tests = [make_case("planted", 0.5), make_case("seen", -0.5)]  # the second: another picture of the same name
+    assert open_ledger(target, exported).find(tests) == [("planted", "pre-training")]
+
+
+def test_an_export_without_its_ledger_is_refused(tmp_path, small, header, monkeypatch, capsys):
+    checkpoints.write_single(tmp_path / "model.safetensors", {"vae": small["vae"]}, header)
+    with pytest.raises(SystemExit):
+        export(monkeypatch, tmp_path / "model.safetensors", "diffusers", tmp_path / "folder")
+    assert "is missing, and tells what model.safetensors was trained on" in capsys.readouterr().err
+    assert not (tmp_path / "folder").exists()
 
 
 def write_mixed(folder, small, header):
     """Write unet/ and vae/ of one model, and put the vae/ of another in place; return the stages of both."""
     parts = {part: small[part] for part in ("unet", "vae")}
-    stages = [record(stage, [make_case(stage, 0.5)])["ancestry"] for stage in ("common", "first", "second")]
+    stages = [[{"stage": stage, "cases": 1, "hashes": "0" * 64}] for stage in ("common", "first", "second")]
     for name, own in (("one", stages[1]), ("other", stages[2])):
         given = {**header, "ancestry": stages[0] + own, "made_from": [{"file": name, "sha256": "0" * 64}]}
         checkpoints.write_diffusers(folder / name, parts, header["config"], given)
@@ -61,6 +70,17 @@ def test_a_mixed_folder_has_the_ancestry_of_every_part(tmp_path, small, header):
     assert checkpoints.read(tmp_path / "one" / "unet").header["ancestry"] == entries[:2]
 
 
+def test_every_parts_sizes_are_those_of_its_own_folder(tmp_path, small, header):
+    for name, scale, heads in (("one", 0.25, 1), ("other", 0.75, 2)):
+        header["config"]["vae"]["scale"], header["config"]["unet"]["heads"] = scale, heads
+        parts = {part: small[part] for part in ("unet", "vae")}
+        checkpoints.write_diffusers(tmp_path / name, parts, header["config"], header)
+    shutil.rmtree(tmp_path / "one" / "vae")
+    shutil.move(tmp_path / "other" / "vae", tmp_path / "one" / "vae")
+    config = checkpoints.read(tmp_path / "one").config
+    assert (config["vae"]["scale"], config["unet"]["heads"]) == (0.75, 1)
+
+
 def test_every_shard_is_asked_for_its_ancestry(tmp_path, small, header):
     checkpoints.write_diffusers(tmp_path, {"unet": small["unet"]}, header["config"])
     whole = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
@@ -68,7 +88,7 @@ def test_every_shard_is_asked_for_its_ancestry(tmp_path, small, header):
     whole.unlink()
     for shard in ("first", "second"):
         own = sorted(tensors)[shard == "second" :: 2]
-        said = header | record(shard, [make_case(shard, 0.5)])
+        said = header | {"ancestry": [{"stage": shard, "cases": 1, "hashes": "0" * 64}]}
         save_file({name: tensors[name].clone() for name in own}, whole.with_name(shard), {"emit": json.dumps(said)})
         names |= dict.fromkeys(own, shard)
     (tmp_path / "unet" / "a.safetensors.index.json").write_text(json.dumps({"weight_map": names}))

@@ -1,6 +1,6 @@
 """Every public layout maps to our parts and back, name by name and shape by shape; no number is needed for that.
 
-The manifests come from the public programs themselves, so they are independent of our tables.
+The manifests come from the public programs themselves, so they are independent of our names and networks.
 """
 
 import re
@@ -9,9 +9,8 @@ from math import prod
 import pytest
 import torch
 
-from emit.checkpoints import formats, tables
-from emit.checkpoints.reader import recognise
-from emit.checkpoints.writer import to_elsewhere
+from emit.checkpoints.names import to_diffusers
+from emit.checkpoints.recognise import sort, split, version_of
 
 BUFFERS = 12  # of the noise schedule
 TEXT_SD1 = 148  # 12 blocks x 12 tensors, two embeddings, one norm
@@ -64,13 +63,13 @@ def test_every_manifest_has_a_case(manifests):
 @pytest.mark.parametrize(("kind", "counts", "dropped", "version", "layout"), CASES, ids=[case[0] for case in CASES])
 def test_every_tensor_is_used_once_or_named_as_dropped(manifests, kind, counts, dropped, version, layout):
     tensors = meta(manifests[kind])
-    parts, sizes, left_out, found_layout = recognise(kind, tensors)
+    parts, sizes, left_out, found_layout = sort(kind, tensors)
     assert {part: len(own) for part, own in parts.items()} == counts
     assert len(left_out) == dropped
-    assert formats.version_of(sizes) == version
+    assert version_of(sizes) == version
     assert found_layout == layout
-    kept = sum(prod(shape) for name, (shape, _) in manifests[kind].items() if name not in left_out)
-    assert sum(tensor.numel() for own in parts.values() for tensor in own.values()) == kept
+    used = sum(prod(shape) for name, (shape, _) in manifests[kind].items() if name not in left_out)
+    assert sum(tensor.numel() for own in parts.values() for tensor in own.values()) == used
     for part, own in parts.items():
         expected = PARAMETERS.get((part, "sd" if part == "vae" else version))
         assert expected is None or sum(tensor.numel() for tensor in own.values()) == expected
@@ -83,9 +82,9 @@ DROPPED_FROM_FULL = """alphas_cumprod alphas_cumprod_prev betas
 
 
 def test_the_dropped_names_are_these(manifests):
-    full = recognise("full", meta(manifests["sd15_controlnet_ldm_full"]))[2]
+    full = sort("full", meta(manifests["sd15_controlnet_ldm_full"]))[2]
     assert full == DROPPED_FROM_FULL.split()
-    h_14 = recognise("h_14", meta(manifests["open_clip_vit_h_14_text"]))[2]
+    h_14 = sort("h_14", meta(manifests["open_clip_vit_h_14_text"]))[2]
     assert {re.sub(r"^transformer\.resblocks\.23\..*", "last block", name) for name in h_14} == {
         "last block",
         "logit_scale",
@@ -151,20 +150,20 @@ def translate(name, rules):
     ],
 )
 def test_original_and_diffusers_names_correspond_as_documented(manifests, original, prefix, other, rules):
-    parts, sizes, _, _ = recognise(original, meta(manifests[original]))
-    part = formats.split(manifests[other])[0].keys() & parts.keys()
+    parts, sizes, _, _ = sort(original, meta(manifests[original]))
+    part = split(manifests[other])[0].keys() & parts.keys()
     (part,) = part
-    rows = tables.TABLES[part](sizes[part])
-    documented = {name.removeprefix(prefix): None for name in manifests[original] if name.startswith(prefix)}
-    assert {row.name: row.elsewhere[0] for row in rows} == {name: translate(name, rules) for name in documented}
-    written = {name: tuple(tensor.shape) for name, tensor in to_elsewhere(rows, parts[part]).items()}
+    public = [name.removeprefix(prefix) for name in manifests[original] if name.startswith(prefix)]
+    for name in public:
+        assert to_diffusers(part, sizes[part], {name: parts[part][name]}).keys() == {translate(name, rules)}
+    written = {name: tuple(t.shape) for name, t in to_diffusers(part, sizes[part], parts[part]).items()}
     assert written == {name: shape for name, (shape, _) in manifests[other].items()}
 
 
 @pytest.mark.parametrize("kind", ["sd15_clip_text_hf", "sd21_clip_text_hf"])
 def test_text_goes_back_to_hugging_face_names(manifests, kind):
-    parts, sizes, _, _ = recognise(kind, meta(manifests[kind]))
-    written = to_elsewhere(tables.text(sizes["text"]), parts["text"])
+    parts, sizes, _, _ = sort(kind, meta(manifests[kind]))
+    written = to_diffusers("text", sizes["text"], parts["text"])
     assert {f"text_model.{n}": tuple(t.shape) for n, t in written.items()} == {
         n: s for n, (s, _) in manifests[kind].items()
     }
@@ -172,22 +171,22 @@ def test_text_goes_back_to_hugging_face_names(manifests, kind):
 
 def test_bare_parts_and_both_prefixes_of_hed(manifests):
     bare = {name.removeprefix("control_model."): t for name, t in meta(manifests["sd15_controlnet_ldm"]).items()}
-    parts, sizes, dropped, layout = recognise("bare", bare)
+    parts, sizes, dropped, layout = sort("bare", bare)
     assert (layout, dropped, parts["controlnet"].keys()) == ("bare", [], bare.keys())
     assert sizes["controlnet"].hint_channels == (16, 32, 96, 256)
     other = {name.replace("module", "net"): t for name, t in meta(manifests["hed_bsds500"]).items()}
-    assert recognise("net", other)[0]["hed"].keys() == manifests["hed_bsds500"].keys()
+    assert sort("net", other)[0]["hed"].keys() == manifests["hed_bsds500"].keys()
 
 
 def test_a_ControlNet_has_298_copies_and_42_new_tensors(manifests):
-    parts, _, _, _ = recognise("full", meta(manifests["sd15_controlnet_ldm_full"]))
+    parts, _, _, _ = sort("full", meta(manifests["sd15_controlnet_ldm_full"]))
     copies = parts["controlnet"].keys() & parts["unet"].keys()
     assert (len(copies), len(parts["controlnet"]) - len(copies)) == (298, 42)
 
 
 def test_ema_is_taken_when_asked_for(manifests):
     tensors = meta(manifests["sd15_ldm_with_ema"])
-    parts, _, dropped, _ = recognise("ema", tensors, ema=True)
+    parts, _, dropped, _ = sort("ema", tensors, ema=True)
     names = {name: "model_ema.diffusion_model" + name.replace(".", "") for name in parts["unet"]}
     assert all(tensor is tensors[names[name]] for name, tensor in parts["unet"].items())
     assert len(dropped) == BUFFERS + 3  # position_ids, decay, num_updates; the plain UNet was read and replaced

@@ -2,14 +2,13 @@
 
 import subprocess
 import sys
-from math import prod
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from emit.checkpoints import tables
+from emit.checkpoints.names import own_tensors, to_diffusers
 from emit.networks.text import TextConfig
 from emit.networks.unet import UNetConfig
 from emit.networks.vae import VAEConfig
@@ -19,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import sys
 from pathlib import Path
+import open_clip.transformer  # a program of 2 seconds and 100 MB that every text encoder needs
 import torch
 from emit import checkpoints
 from emit.networks.unet import UNet, UNetConfig
@@ -41,11 +41,11 @@ def write_original(path, sizes):
     """Write a random model in the original layout of Stable Diffusion 1, q, k and v of the text encoder apart."""
     generator, tensors = torch.Generator().manual_seed(0), {}
     prefixes = {"unet": "model.diffusion_model.", "vae": "first_stage_model."}
-    shapes = {prefixes[part] + row.name: row.shape for part in prefixes for row in tables.TABLES[part](sizes[part])}
-    text = "cond_stage_model.transformer.text_model."
-    shapes |= {text + name: row.shape_elsewhere for row in tables.text(sizes["text"]) for name in row.elsewhere}
-    for name, shape in shapes.items():
-        tensors[name] = torch.rand(prod(shape), generator=generator).reshape(shape)
+    shapes = {prefixes[part] + name: own for part in prefixes for name, own in own_tensors(part, sizes[part]).items()}
+    text = to_diffusers("text", sizes["text"], own_tensors("text", sizes["text"]))
+    shapes |= {"cond_stage_model.transformer.text_model." + name: own for name, own in text.items()}
+    for name, own in shapes.items():
+        tensors[name] = torch.rand(own.shape, generator=generator)
     save_file(tensors, path)
     return path.stat().st_size
 

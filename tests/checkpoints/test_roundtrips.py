@@ -1,32 +1,23 @@
 """Random numbers go through every layout and come back bit for bit: a copy, a rename or a cut has no rounding error."""
 
+import gzip
 import json
 import runpy
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from open_clip.tokenizer import SimpleTokenizer, default_bpe
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from emit import checkpoints
-from emit.checkpoints import tables
+from emit.checkpoints import recognise
 from emit.errors import InputError
 from emit.files import sha256
 from emit.networks.controlnet import ControlNet
-from emit.networks.hed import HED, HEDv11
-from emit.networks.text import TextConfig, TextEncoder
-from emit.networks.unet import UNet, UNetConfig
-from emit.networks.vae import AutoencoderKL, VAEConfig
-
-MODULES = {
-    "unet": UNet,
-    "vae": AutoencoderKL,
-    "controlnet": ControlNet,
-    "text": TextEncoder,
-    "hed": HED,
-    "hed_v11": HEDv11,
-}
+from emit.networks.unet import UNetConfig
 
 
 def command(monkeypatch, *arguments):
@@ -175,27 +166,22 @@ def test_hed_under_either_prefix_and_in_fp16(tmp_path, small, same):
     assert checkpoints.read(tmp_path / "hed.pth").dtype == "float16"
 
 
-def test_ema_on_request_only(tmp_path, small, same):
+def test_ema_on_request_only(tmp_path, small, same, monkeypatch, capsys):
     tensors = {f"model.diffusion_model.{name}": tensor for name, tensor in small["unet"].items()}
     averages = {name: tensor + 1 for name, tensor in small["unet"].items()}
     tensors |= {"model_ema.diffusion_model" + name.replace(".", ""): tensor for name, tensor in averages.items()}
     save_file({**tensors, "model_ema.decay": torch.tensor(0.9)}, tmp_path / "ema.safetensors")
-    same(checkpoints.read(tmp_path / "ema.safetensors").parts, {"unet": small["unet"]})
-    found = checkpoints.read(tmp_path / "ema.safetensors", ema=True)
+    trained, found = (checkpoints.read(tmp_path / "ema.safetensors", ema) for ema in (False, True))
+    same(trained.parts, {"unet": small["unet"]})
     same(found.parts, {"unet": averages})
-    assert found.dropped == ["model_ema.decay"]
-
-
-PUBLIC = {"unet": UNetConfig(), "vae": VAEConfig(), "text": TextConfig(), "controlnet": UNetConfig()}
-PUBLIC |= {"hed": (64, 128, 256, 512, 512), "hed_v11": (64, 128, 256, 512, 512)}
-
-
-@pytest.mark.parametrize("part", MODULES)
-def test_tables_are_the_networks_own_names_and_shapes(part):
-    with torch.device("meta"):
-        module = MODULES[part](PUBLIC[part])
-    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    assert shapes == {row.name: row.shape for row in tables.TABLES[part](PUBLIC[part])}
+    assert (trained.ema, found.ema, found.dropped) == (False, True, ["model_ema.decay"])
+    for ema, words in ((), "as trained; --ema takes their moving average"), (["--ema"], "their moving average (--ema)"):
+        command(monkeypatch, "inspect", tmp_path / "ema.safetensors", *ema)
+        assert f"weights     {words}\n" in capsys.readouterr().out
+    emaonly = write_public(tmp_path / "only.safetensors", small, {"model_ema.decay": torch.tensor(0.9)})
+    assert checkpoints.read(emaonly).ema is None
+    command(monkeypatch, "inspect", emaonly)
+    assert "weights" not in capsys.readouterr().out
 
 
 def test_fill_casts_assigns_and_leaves_the_file_alone(tmp_path, small, header):
@@ -246,7 +232,8 @@ def test_writing_refuses_what_is_not_whole_and_keeps_the_old_file(tmp_path, smal
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
 
 
-def test_command_line_exports_there_and_back(tmp_path, small, header, same, monkeypatch, capsys):
+def test_command_line_exports_there_and_back(tmp_path, small, header, ledger, same, monkeypatch, capsys):
+    ledger.write(tmp_path)
     first, folder, second = tmp_path / "first.safetensors", tmp_path / "folder", tmp_path / "second.safetensors"
     checkpoints.write_single(first, small, header)
     command(monkeypatch, "export", first, "--to", "diffusers", folder)
@@ -262,20 +249,115 @@ def test_command_line_exports_there_and_back(tmp_path, small, header, same, monk
 
 def test_command_line_inspects(tmp_path, small, header, monkeypatch, capsys):
     path = tmp_path / "model.safetensors"
+    header |= {"made_from": [{"file": "v1-5-pruned.ckpt", "sha256": "f" * 64}], "losses": [0.5]}
+    header["ancestry"].append({"stage": "fine-tuning", "cases": 1_350_000, "hashes": "e" * 64})
     checkpoints.write_single(path, {"hed": small["hed"], "vae": small["vae"]}, header)
     command(monkeypatch, "inspect", path)
-    lines = {" ".join(line.split()) for line in capsys.readouterr().out.splitlines()}
-    hed = sum(tensor.numel() for tensor in small["hed"].values())
-    assert {"layout single", "numbers float32", "prediction eps", "dropped 0"} <= lines
-    assert {f"part hed: 38 tensors, {hed:,} parameters", f"sha256 {sha256(path)} {path}"} <= lines
+    printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert printed == [
+        "layout single",
+        "version emit",
+        "numbers float32",
+        "prediction eps",
+        f"part vae: {len(small['vae'])} tensors, {sum(t.numel() for t in small['vae'].values()):,} parameters",
+        f"part hed: 38 tensors, {sum(tensor.numel() for tensor in small['hed'].values()):,} parameters",
+        "sizes unet: Stable Diffusion 1.5's but model_channels 8, channel_mult [1, 2, 2], num_res_blocks 1, "
+        "attention_levels [1, 2], heads 2, context_dim 16, groups 4, hint_channels [4, 6, 8]",
+        "sizes vae: Stable Diffusion 1.5's but channels 8, channel_mult [1, 2, 2], num_res_blocks 1, groups 4, scale 0.5",
+        "sizes text: Stable Diffusion 1.5's but width 16, layers 2, heads 2",
+        "dropped 0",
+        f"sha256 {sha256(path)} {path}",
+        "ancestry pre-training: 1,200 cases",
+        "ancestry fine-tuning: 1,350,000 cases",
+        "made from v1-5-pruned.ckpt",
+    ]
 
 
-def test_prediction_of_a_second_version_must_be_given(tmp_path, small, header, monkeypatch, capsys):
-    header["config"].update(version="sd2", prediction="unknown")
-    path = tmp_path / "model.safetensors"
-    checkpoints.write_single(path, {"unet": small["unet"]}, header)
-    with pytest.raises(SystemExit) as stopped:
-        command(monkeypatch, "export", path, "--to", "diffusers", tmp_path / "folder")
-    assert stopped.value.code == 2 and "--prediction eps or v" in capsys.readouterr().err
-    command(monkeypatch, "export", path, "--to", "diffusers", tmp_path / "folder", "--prediction", "v")
-    assert checkpoints.read(tmp_path / "folder").prediction == "v"
+def write_public(path, small, more=()):
+    """Write UNet and autoencoder as a public file does, without our header."""
+    tensors = {f"model.diffusion_model.{name}": tensor for name, tensor in small["unet"].items()}
+    tensors |= {f"first_stage_model.{name}": tensor for name, tensor in small["vae"].items()}
+    save_file({**tensors, **dict(more)}, path)
+    return path
+
+
+def test_prediction_of_a_second_version_must_be_given(tmp_path, small, monkeypatch, capsys):
+    path = write_public(tmp_path / "model.safetensors", small)
+    assert checkpoints.read(path).prediction == "unknown"
+    command(monkeypatch, "inspect", path)
+    assert "prediction  not stated: --prediction eps or v\n" in capsys.readouterr().out
+    for layout in ("diffusers", "single"):
+        with pytest.raises(SystemExit) as stopped:
+            command(monkeypatch, "export", path, "--to", layout, tmp_path / layout)
+        assert stopped.value.code == 2 and "--prediction eps or v" in capsys.readouterr().err
+        assert not (tmp_path / layout).exists()
+        command(monkeypatch, "export", path, "--to", layout, tmp_path / layout, "--prediction", "v")
+        assert checkpoints.read(tmp_path / layout).prediction == "v"
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, "eps"), ("v", "v"), ("eps", "eps")])
+def test_a_first_version_predicts_eps_unless_the_user_says_otherwise(tmp_path, small, monkeypatch, asked, expected):
+    path = write_public(tmp_path / "model.safetensors", small)
+    monkeypatch.setitem(recognise.PUBLIC, "sd1", checkpoints.read(path).sizes)
+    assert checkpoints.read(path, prediction=asked).prediction == expected
+
+
+def test_a_stated_prediction_is_not_overruled(tmp_path, small, header):
+    path, folder = tmp_path / "model.safetensors", tmp_path / "folder"
+    checkpoints.write_single(path, small, header)
+    assert checkpoints.read(path, prediction="eps").prediction == "eps"
+    with pytest.raises(InputError, match=r"safetensors: its header says eps, --prediction is v; give"):
+        checkpoints.read(path, prediction="v")
+    checkpoints.write_diffusers(folder, small, header["config"])
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({"prediction_type": "v_prediction"}))
+    with pytest.raises(InputError, match=r"folder: its header says eps, its scheduler says v; give"):
+        checkpoints.read(folder)
+    strip_headers(folder)
+    assert checkpoints.read(folder, prediction="v").prediction == "v"
+    with pytest.raises(InputError, match=r"folder: its scheduler says v, --prediction is eps; give"):
+        checkpoints.read(folder, prediction="eps")
+    file.write_text(json.dumps({"prediction_type": "sample"}))
+    with pytest.raises(InputError, match=r"scheduler_config\.json: prediction_type is sample; expected epsilon or v"):
+        checkpoints.read(folder)
+
+
+@pytest.mark.parametrize("prediction", [{}, {"prediction": "unknown"}])
+def test_nothing_is_written_without_a_prediction(tmp_path, small, header, prediction):
+    config = {name: value for name, value in header["config"].items() if name != "prediction"} | prediction
+    for part in ("unet", "controlnet"):
+        with pytest.raises(InputError, match="not known what the UNet predicts; give it: --prediction eps or v"):
+            checkpoints.write_single(tmp_path / "model.safetensors", {part: small[part]}, {"config": config})
+        with pytest.raises(InputError, match="not known what the UNet predicts; give it: --prediction eps or v"):
+            checkpoints.write_diffusers(tmp_path / "folder", {part: small[part]}, config)
+    assert not list(tmp_path.iterdir())
+    checkpoints.write_single(tmp_path / "vae.safetensors", {"vae": small["vae"]}, {})
+
+
+def test_a_header_above_the_formats_limit_is_named(tmp_path, small):
+    path, header = tmp_path / "vae.safetensors", {"ancestry": ["x" * 101_000_000]}
+    with pytest.raises(
+        InputError, match=r"vae\.safetensors: a safetensors header holds at most 100 MB, not 101 MB; shorten"
+    ):
+        checkpoints.write_single(path, {"vae": small["vae"]}, header)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("version", ["sd1", "sd2"])
+def test_a_whole_folder_has_open_clips_tokenizer(tmp_path, small, header, version):
+    pad = {"sd1": 49407, "sd2": 0}[version]
+    header["config"]["text"].update(pad=pad)
+    checkpoints.write_diffusers(tmp_path, small, header["config"])
+    folder = tmp_path / "tokenizer"
+    assert json.loads((tmp_path / "model_index.json").read_text())["tokenizer"] == ["transformers", "CLIPTokenizer"]
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    expected = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    assert vocabulary == {expected.get(word, word): place for word, place in SimpleTokenizer().encoder.items()}
+    assert (vocabulary["!"], vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]) == (0, 49406, 49407)
+    merges = gzip.decompress(Path(default_bpe()).read_bytes()).decode().splitlines()
+    assert (folder / "merges.txt").read_text().splitlines() == ["#version: 0.2", *merges[1 : 49152 - 256 - 2 + 1]]
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    special = json.loads((folder / "special_tokens_map.json").read_text())
+    assert (settings["model_max_length"], settings["tokenizer_class"]) == (77, "CLIPTokenizer")
+    for stated in (settings["pad_token"], special["pad_token"]):
+        assert vocabulary[stated["content"] if version == "sd2" else stated] == pad

@@ -6,7 +6,7 @@ import torch
 from scipy import ndimage
 
 from emit.data.augment import (
-    ARMS,
+    AUGMENTATIONS,
     NNUNET_INTENSITY,
     apply_gamma,
     augment,
@@ -59,7 +59,7 @@ def offsets(planes):
 # ---- every arm
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", AUGMENTATIONS)
 def test_every_arm_repeats_varies_and_keeps_labels(arm):
     image, mask = scene(24)
     before = image.clone(), mask.clone()
@@ -79,7 +79,7 @@ def test_every_arm_repeats_varies_and_keeps_labels(arm):
         assert torch.equal(new_mask, mask) and (change > 1e-3).float().mean() > 0.8
 
 
-@pytest.mark.parametrize("arm", [arm for arm in ARMS if arm != "baseline"])
+@pytest.mark.parametrize("arm", [arm for arm in AUGMENTATIONS if arm != "baseline"])
 def test_samples_draw_separately_and_do_not_see_each_other(arm):
     image, mask = scene(1)
     image, mask = image.repeat(16, 1, 1, 1), mask.repeat(16, 1, 1)
@@ -328,29 +328,36 @@ def test_nnunet_returns_to_the_images_own_intensities():
 # ---- merging
 
 
-@pytest.mark.parametrize("shape", [(12, 12), (8, 12)])
+@pytest.mark.parametrize("shape", [(12, 12), (6, 12), (11, 13)])
 def test_merge_is_algorithm_1(shape):
     real, generated = torch.randn(2, 5, 3, *shape, generator=rng(1))
-    merged = merge(real, generated, draw_patches(5, shape, 0.6, 4, rng(7)))
-    cells = torch.rand(5, 1, shape[0] // 4, shape[1] // 4, generator=rng(7))
+    merged = merge(real, generated, draw_patches(5, shape, 0.6, 3, rng(7)))
+    cells = torch.rand(5, 1, 3, 3, generator=rng(7))
     for b in range(5):
         for row in range(shape[0]):
             for column in range(shape[1]):
-                source = real if cells[b, 0, row // 4, column // 4] < 0.6 else generated
+                y, x = (
+                    int((place + 0.5) * 3 / side) for place, side in zip((row, column), shape, strict=True)
+                )  # nearest
+                source = real if cells[b, 0, y, x] < 0.6 else generated
                 assert torch.equal(merged[b, :, row, column], source[b, :, row, column])
 
 
 def test_merge_ends_and_share():
     real, generated = torch.ones(1000, 1, 12, 12), torch.zeros(1000, 1, 12, 12)
     for alpha, expected in ((1.0, real), (0.0, generated)):
-        assert torch.equal(merge(real, generated, draw_patches(1000, (12, 12), alpha, 2, rng())), expected)
+        assert torch.equal(merge(real, generated, draw_patches(1000, (12, 12), alpha, 6, rng())), expected)
     for alpha in (0.2, 0.6):
-        share = merge(real, generated, draw_patches(1000, (12, 12), alpha, 2, rng())).mean().item()
+        share = merge(real, generated, draw_patches(1000, (12, 12), alpha, 6, rng())).mean().item()
         assert abs(share - alpha) < 4 * math.sqrt(alpha * (1 - alpha) / 36000)  # 36 cells in each of 1000
-    drawn = draw_patches(1000, (12, 12), 0.6, 2, rng())
+    drawn = draw_patches(1000, (12, 12), 0.6, 6, rng())
     assert drawn.shape == (1000, 1, 12, 12) and len(drawn.flatten(1).unique(dim=0)) > 990  # each sample its own
 
 
-def test_patch_must_divide_the_image():
-    with pytest.raises(InputError, match="patch 5"):
-        draw_patches(1, (12, 12), 0.5, 5, rng())
+@pytest.mark.parametrize("cells", [5, 6, 7, 8, 64])
+def test_the_grid_has_as_many_patches_as_are_asked_for(cells):
+    """On 64 pixels too, whatever divides them: patches are equally wide but for one pixel."""
+    drawn = draw_patches(200, (64, 64), 0.5, cells, rng())[:, 0]
+    edges = (drawn[:, 1:] != drawn[:, :-1]).any(0).any(-1).nonzero()[:, 0] + 1  # a row where one begins
+    widths = torch.diff(torch.tensor([0, *edges.tolist(), 64]))
+    assert len(widths) == cells and widths.max() - widths.min() <= 1

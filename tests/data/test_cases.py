@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emit.data.cases import keep_foreground, read_cases
+from emit.data.cases import read_cases
 from emit.data.images import COLOURS
 from emit.data.phantom import write_phantoms
 from emit.errors import InputError
@@ -152,7 +152,6 @@ def test_busi_tree(tmp_path):
         ("benign/benign (10)", "benign", "US, breast, benign"),
         ("normal/normal (1)", "normal", "US, breast, normal"),
     ]
-    assert [case.id for case in keep_foreground(found.cases)] == ["benign/benign (1)", "benign/benign (10)"]
     assert {case.prompt for case in read_cases(tmp_path, prompt="Breast, Ultrasound").cases} == {"Breast, Ultrasound"}
 
 
@@ -193,8 +192,8 @@ def test_jpeg_mask_is_thresholded(tmp_path):
 
 def test_class_numbers_palette_indices_and_labels(tmp_path):
     mask = LESION + 3 * OTHER
-    for name, form in {"numbers": mask, "wide": mask.astype(np.uint16),
-                       "palette": make_palette(mask, [(0, 0, 0), (128, 0, 0), (0, 128, 0), (9, 128, 0)])}.items():
+    indexed = make_palette(mask, [(0, 0, 0), (128, 0, 0), (0, 128, 0), (9, 128, 0)])
+    for name, form in {"numbers": mask, "wide": mask.astype(np.uint16), "palette": indexed}.items():
         found = read_cases(folders(tmp_path / name, form))
         assert found.classes == ("background", "class 1", "class 3")
         np.testing.assert_array_equal(found.cases[0].mask, LESION + 2 * OTHER)
@@ -266,28 +265,22 @@ def test_groups_come_from_file_names(tmp_path):
 # bad input
 
 
-def damage(path, keep):
-    path.write_bytes(path.read_bytes()[:keep])
+RED, ORANGE = (np.dstack([WHITE, green, WHITE * 0]) for green in (WHITE * 0, LESION * 165))
 
 
-def write_orange(root):
-    folders(root, np.dstack([WHITE, WHITE * 0, WHITE * 0]), "p1_1")
-    folders(root, np.dstack([WHITE, LESION * 165, WHITE * 0]), "p1_2")
+def write_masks(root, *masks):
+    for number, mask in enumerate(masks, start=1):
+        folders(root, mask, f"p1_{number}")
 
 
-def write_damaged(root, keep):
-    folders(root, LESION)
-    damage(root / "images" / "p1_1.png", keep)
-
-
-def write_mixed(root):
-    folders(root, np.dstack([WHITE, WHITE * 0, WHITE * 0]), "p1_1")
-    folders(root, WHITE, "p1_2")
+def write_damaged(root, size):
+    path = folders(root, LESION) / "images" / "p1_1.png"
+    path.write_bytes(path.read_bytes()[:size])
 
 
 def write_twins(root):
-    save(root / "US/gb/x.png", PICTURE)
-    save(root / "US/gb/x.bmp", PICTURE)
+    for suffix in ("png", "bmp"):
+        save(root / f"US/gb/x.{suffix}", PICTURE)
 
 
 FAULTS = {  # what is written, which file the message names, what it says
@@ -305,8 +298,8 @@ FAULTS = {  # what is written, which file the message names, what it says
     "grey ramp": (lambda root: folders(root, PICTURE), "masks/p1_1.png", "mask values"),
     "fractions": (lambda root: folders(root, LESION * np.float32(0.5), suffix=".tif"), "masks/p1_1.tif", "fractions"),
     "no foreground": (lambda root: folders(root, LESION * 0), "", "all masks are empty"),
-    "orange": (write_orange, "masks/p1_2.png", r"\(255, 165, 0\)"),
-    "grey and colour": (write_mixed, "", "some are grey"),
+    "orange": (lambda root: write_masks(root, RED, ORANGE), "masks/p1_2.png", r"\(255, 165, 0\)"),
+    "grey and colour": (lambda root: write_masks(root, RED, WHITE), "", "some are grey"),
     "no header": (lambda root: write_damaged(root, 8), "images/p1_1.png", "cannot be opened"),
     "truncated": (lambda root: write_damaged(root, 400), "images/p1_1.png", "cannot be read"),
 }  # fmt: skip
@@ -340,7 +333,7 @@ def test_bad_options(tmp_path, options, said):
 
 
 def test_coloured_mask_needs_coloured_labels(tmp_path):
-    folders(tmp_path, np.dstack([WHITE, WHITE * 0, WHITE * 0]))
+    folders(tmp_path, RED)
     with pytest.raises(InputError, match="name its colours"):
         read_cases(tmp_path, labels={1: "a"}).cases[0].load()
     with pytest.raises(InputError, match="'orange' is no number nor one of red"):

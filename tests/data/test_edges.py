@@ -7,6 +7,12 @@ from emit.data.edges import HINTS, box_map, contour, edge_agreement, edge_condit
 from emit.errors import InputError
 
 
+def scharr(labels):
+    """min(|Scharr * y|, 1) by scipy with the complex kernel; "symm" repeats the outermost row, which is replication."""
+    kernel = np.array([[-3 - 3j, -10j, 3 - 3j], [-10, 0, 10], [-3 + 3j, 10j, 3 + 3j]])
+    return np.minimum(np.abs(signal.convolve2d(labels.numpy(), kernel, mode="same", boundary="symm")), 1)
+
+
 def lines(*columns):
     """Images (B, 1, 12, 12) with one vertical line in the given column each; None is an empty image."""
     image = torch.zeros(len(columns), 1, 12, 12)
@@ -34,7 +40,7 @@ def test_contour_of_a_square_is_two_pixels_wide_for_each_class():
         [0, 1, 1, 1, 1, 1, 1, 0],
         [0, 1, 1, 1, 1, 1, 1, 0],
         [0, 0, 0, 0, 0, 0, 0, 0],
-    ]).float()
+    ]).float()  # fmt: skip
     mask = torch.zeros(2, 8, 8, dtype=torch.int64)
     mask[0, 2:6, 2:6] = 1
     mask[1, 2:6, 2:6] = 2
@@ -42,14 +48,11 @@ def test_contour_of_a_square_is_two_pixels_wide_for_each_class():
 
 
 def test_contour_is_the_complex_scharr():
-    """Against scipy's convolution with the complex kernel; "symm" repeats the outermost row, which is replication."""
-    kernel = np.array([[-3 - 3j, -10j, 3 - 3j], [-10, 0, 10], [-3 + 3j, 10j, 3 + 3j]])
     draw = torch.Generator().manual_seed(0)
     mask = torch.randint(0, 3, (4, 9, 11), generator=draw)
     soft = 0.1 * torch.rand(4, 9, 11, generator=draw)  # stays below 1, so that the weights show
     for labels, ours in zip([*mask, *soft], [*contour(mask)[:, 0], *contour(soft)[:, 0]], strict=True):
-        gradient = signal.convolve2d(labels.numpy(), kernel, mode="same", boundary="symm")
-        assert np.abs(ours.numpy() - np.minimum(np.abs(gradient), 1)).max() < 1e-6  # float32 sums below 4
+        assert np.abs(ours.numpy() - scharr(labels)).max() < 1e-6  # float32 sums below 4
 
 
 def test_image_border_is_no_contour():
@@ -64,9 +67,7 @@ def test_edge_condition_is_the_clipped_sum_on_bytes():
     hed = torch.rand(2, 1, 9, 9, generator=draw)
     mask = torch.zeros(2, 9, 9, dtype=torch.int64)
     mask[:, 3:7, 2:6] = 2
-    kernel = np.array([[-3 - 3j, -10j, 3 - 3j], [-10, 0, 10], [-3 + 3j, 10j, 3 + 3j]])
-    line = np.minimum(np.abs(signal.convolve2d(mask[0].numpy(), kernel, mode="same", boundary="symm")), 1)
-    expected = np.clip(255 * hed[:, 0].double().numpy() + 255 * line, 0, 255) / 255
+    expected = np.clip(255 * hed[:, 0].double().numpy() + 255 * scharr(mask[0]), 0, 255) / 255
     # one float32 rounding of values up to 2
     assert np.abs(edge_condition(hed, mask)[:, 0].numpy() - expected).max() < 2e-7
 
@@ -87,7 +88,7 @@ def test_boxes_frame_each_component():
         [0, 0, 0, 0, 2, 0, 2],
         [0, 0, 0, 0, 0, 2, 0],
         [1, 0, 0, 0, 0, 0, 0],
-    ])
+    ])  # fmt: skip
     half = 0.5
     frames = torch.tensor([
         [half, half, half, half, 0, 0, 0],
@@ -97,7 +98,7 @@ def test_boxes_frame_each_component():
         [0, 0, 0, 0, 1, 0, 1],
         [0, 0, 0, 0, 1, 1, 1],
         [half, 0, 0, 0, 0, 0, 0],
-    ])
+    ])  # fmt: skip
     both = torch.stack([mask, torch.zeros_like(mask)])
     assert torch.equal(box_map(both, 3), torch.stack([frames, torch.zeros_like(frames)])[:, None])
 

@@ -179,3 +179,11 @@ def test_timesteps_fall_and_exist_for_every_count(spacing):
 def test_impossible_timesteps_are_refused(steps, spacing):
     with pytest.raises(ValueError):
         samplers.timesteps(1000, steps, spacing)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_computes_a_bfloat16_estimate_in_float32(name):
+    z_t, eps, noise = torch.randn(3, 2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    for ab_t, ab_prev in jumps(20, "trailing")[:-1]:
+        low, high = (STEPS[name](z_t, guess, noise, ab_t, ab_prev) for guess in (eps.bfloat16(), eps.bfloat16().float()))
+        assert low.dtype == torch.float32 and torch.equal(low, high)

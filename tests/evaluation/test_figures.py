@@ -10,16 +10,16 @@ from PIL import Image
 from emit.evaluation import figures
 
 DEEP = "generated first+deepstack"  # the longest name of an arm
-STAMP = "published habits on: diffboost:select_on_test|no_shuffle|fake_pixel|mix_logits"
+STAMP = "published deviations on: diffboost:select_on_test|no_shuffle|fake_pixel|mix_logits"
 
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Keep every figure that is drawn, to look into it after it was saved."""
-    kept, close = [], figures.plt.close
-    monkeypatch.setattr(figures.plt, "close", kept.append)
-    yield kept
-    for figure in kept:
+    """The figures that are drawn, open, to look into them after they were saved."""
+    opened, close = [], figures.plt.close
+    monkeypatch.setattr(figures.plt, "close", opened.append)
+    yield opened
+    for figure in opened:
         close(figure)
 
 
@@ -28,12 +28,12 @@ def disc(size=32, row=16, radius=8):
     return ((y - row) ** 2 + (x - 16) ** 2 <= radius**2).astype(np.uint8)
 
 
-def contours(path, predictions, classes=("background", "lesion"), target=None, stamp=""):
+def contours(path, predictions, classes=("background", "lesion"), target=None, stamp="", label="benign/benign (12)"):
     target = disc() if target is None else target
     image = np.linspace(-1, 1, target.size, dtype=np.float32).reshape(target.shape)
     found = {arm: (prediction, 0.5) for arm, prediction in predictions.items()}
     example = {"image": image, "target": target, "aspect": 1.0, "found": found}
-    labels = [f"{p}th percentile\nbenign/benign (12)" for p in (10, 50, 90)]
+    labels = [f"{p}th percentile\n{label}" for p in (10, 50, 90)]
     figures.save_contours(path, [{**example, "label": label} for label in labels], classes, stamp)
 
 
@@ -55,9 +55,8 @@ def sweep(path, stamp=""):
     figures.save_sweep(path, [1, 2.5, 50], means, spreads, "generated images per case", stamp=stamp)
 
 
-def generated(path, stamp=""):
+def generated(path, stamp="", prompt="US, breast, malignant mass with posterior shadow, low contrast"):
     noise = np.random.default_rng(0).uniform(-1, 1, (64, 64))
-    prompt = "US, breast, malignant mass with posterior shadow, low contrast"
     column = {"original": noise, "edge": np.abs(noise), "mask": disc(64), "samples": [noise] * 3, "prompt": prompt}
     figures.save_generated(path, [column] * 6, stamp)
 
@@ -106,6 +105,40 @@ def test_file_is_small_and_no_text_covers_another(name, drawn, tmp_path):
         assert not any(legend.get_window_extent().overlaps(axis.bbox) for axis in figure.axes), (
             "the legend covers a panel"
         )
+
+
+ODD = {  # every word that a figure can be given
+    "rows": lambda path, word: figures.save_rows(path, {word: np.zeros((1, 4, 4))}, titles=[word], caption=word),
+    "contours": lambda path, word: contours(path, {word: disc()}, ("background", word, word), stamp=word, label=word),
+    "paired": lambda path, word: figures.save_paired(path, {word: {"a": 0.5}, word + "2": {"a": 0.6}}, word, word),
+    "curves": lambda path, word: figures.save_curves(path, {word: {word: [([1, 2], [0.5, 0.4])]}}, word),
+    "sweep": lambda path, word: figures.save_sweep(path, [word], {word: [0.5]}, {word: [0.1]}, word, word, word),
+    "generated": lambda path, word: generated(path, word, prompt=word),
+}
+
+
+@pytest.mark.parametrize("word", ["$x$ $\\frac", "\u6f22\u5b57 \U0001f600"], ids=["formula", "not in the font"])
+@pytest.mark.parametrize("name", ODD)
+def test_text_is_drawn_as_it_stands(name, word, drawn, tmp_path):
+    ODD[name](tmp_path / "figure.png", word)  # a formula raised, a lacking character warned
+    given = [text for text in visible_texts(drawn[0]) if word in text.get_text()]
+    assert given and not any(text.get_parse_math() for text in given)
+
+
+def test_a_figure_that_fails_is_named_and_costs_nothing(tmp_path, capsys):
+    path = tmp_path / "figure.png"
+
+    def fail(path, material, stamp):
+        raise ValueError(f"odd\nmaterial {material}")
+
+    assert not figures.attempt(path, lambda: [1], fail, "")
+    assert capsys.readouterr().out == f"{path}: not drawn (ValueError: odd material [1])\n"
+    assert not figures.attempt(path, lambda: {}["key"], figures.save_rows, "")  # nor does material that cannot be had
+    assert "not drawn (KeyError: 'key')" in capsys.readouterr().out
+    assert not figures.attempt(path, lambda: [], fail, "") and capsys.readouterr().out == ""
+    saved = []
+    assert figures.attempt(path, lambda: "x", lambda *given, stamp: saved.extend([*given, stamp]), "stamp")
+    assert saved == [path, "x", "stamp"]
 
 
 def count_pixels(path, colour):

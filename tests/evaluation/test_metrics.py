@@ -1,4 +1,4 @@
-"""Scores against hand-made tables and brute force; what each empty-mask policy does to the same four cases."""
+"""Scores against hand-made tables and brute force; empty masks and their place in the summary."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from emit.evaluation import metrics
-from emit.evaluation.metrics import OVERLAPS, find_surface, policies, score_boundary, score_case, summarise
+from emit.evaluation.metrics import OVERLAPS, find_surface, score_boundary, score_case, summarise
 
 CLASSES = ("background", "organ")
 INF = float("inf")
@@ -192,7 +192,7 @@ def test_misfits_are_refused(prediction, target, spacing, tolerance, message):
         score_case(prediction, target, CLASSES, spacing, tolerance)
 
 
-# One case of each kind on 5 x 5 pixels, the false alarm in the very centre, where the fake pixel goes.
+# One case of each kind, in the order of KINDS, on 5 x 5 pixels; the false alarm in the centre, where the fake pixel goes.
 FOUR = [
     (block((5, 5), (0, 1), (0, 2)), block((5, 5), (0, 1), (1, 3))),  # Dice 1/2, IoU 1/3, distances 0 0 1 1
     (block((5, 5), (0, 0)), block((5, 5), (0, 0))),
@@ -201,53 +201,42 @@ FOUR = [
 ]
 
 
-def test_policies_on_one_case_of_each_kind():
-    rows, fake = ([score_case(*case, CLASSES, None, 0, fake_pixel=f)[0] for case in FOUR] for f in (False, True))
-    found = {name: summary["organ"] for name, summary in policies(rows, fake).items()}
-    expected = {  # policy, score: mean, median, counted, infinite, dropped
-        ("ours", "dice"): (1.5 / 4, 0.25, 4, 0, 0),
-        ("ours", "iou"): ((1 + 1 / 3) / 4, 1 / 6, 4, 0, 0),
-        ("ours", "nsd"): (1.5 / 4, 0.25, 4, 0, 0),
-        ("ours", "hd95"): (0.5, INF, 4, 2, 0),
-        ("ours", "assd"): (0.25, INF, 4, 2, 0),
-        ("nnunet", "dice"): (0.5 / 3, 0, 3, 0, 1),
-        ("nnunet", "iou"): (1 / 9, 0, 3, 0, 1),
-        ("monai", "dice"): (0.25, 0.25, 2, 0, 2),
-        ("monai", "iou"): (1 / 6, 1 / 6, 2, 0, 2),
-        ("monai", "precision"): (0.25, 0.25, 2, 0, 2),
-        ("monai", "recall"): (0.25, 0.25, 2, 0, 2),
-        ("monai", "nsd"): (0.5 / 3, 0, 3, 0, 1),
-        ("monai", "hd95"): (1, 1, 1, 0, 3),
-        ("monai", "assd"): (INF, INF, 3, 2, 1),
-        ("diffboost", "dice"): (2.5 / 4, 0.75, 4, 0, 0),
-        ("diffboost", "hd95"): ((1 + 5**0.5) / 4, 0.5, 4, 0, 0),
+def test_summary_of_one_case_of_each_kind():
+    summary = summarise([score_case(*case, CLASSES, None, 0)[0] for case in FOUR])["organ"]
+    assert [summary[kind] for kind in ("cases", *metrics.KINDS)] == [4, 1, 1, 1, 1]
+    found = {
+        name: [numbers[key] for key in ("mean", "median", "infinite")] for name, numbers in summary["scores"].items()
     }
-    for (policy, score), values in expected.items():
-        numbers = found[policy]["scores"][score]
-        got = [numbers[key] for key in ("mean", "median", "counted", "infinite", "dropped")]
-        assert got == pytest.approx(values, abs=1e-12), (policy, score)
-    assert set(found["nnunet"]["scores"]) == {"dice", "iou"}
-    for summary in found.values():
-        assert [summary[kind] for kind in ("cases", *metrics.KINDS)] == [4, 1, 1, 1, 1]
-    assert found["ours"]["scores"]["dice"]["spread"] == pytest.approx(np.std([0.5, 1, 0, 0], ddof=1))
+    assert found == {
+        "dice": pytest.approx([1.5 / 4, 0.25, 0]),
+        "iou": pytest.approx([(1 + 1 / 3) / 4, 1 / 6, 0]),
+        "precision": pytest.approx([1.5 / 4, 0.25, 0]),
+        "recall": pytest.approx([1.5 / 4, 0.25, 0]),
+        "nsd": pytest.approx([1.5 / 4, 0.25, 0]),
+        "hd95": [INF, INF, 2],
+        "assd": [INF, INF, 2],
+    }
+    assert summary["scores"]["dice"]["spread"] == pytest.approx(np.std([0.5, 1, 0, 0], ddof=1))
+    assert math.isnan(summary["scores"]["hd95"]["spread"])
 
 
-def test_policies_refuse_rows_of_other_cases():
-    rows = [score_case(*case, CLASSES, None, 0)[0] for case in FOUR]
-    with pytest.raises(ValueError, match="same order"):
-        policies(rows, rows[::-1])
+def test_fake_pixel_scores_as_the_public_code():
+    rows = [score_case(*case, CLASSES, None, 0, fake_pixel=True)[0] for case in FOUR]
+    assert [row["dice"] for row in rows] == [0.5, 1, 0, 1]
+    assert [row["hd95"] for row in rows] == pytest.approx([1, 0, 5**0.5, 0])
+    assert [row["kind"] for row in rows] == list(metrics.KINDS)  # what was there before the pixel
 
 
-def test_summary_keeps_the_median_finite_while_most_cases_are():
+def test_missed_lesions_never_make_an_arm_look_better():
     rows = [{"class": "organ", "kind": "both present", "hd95": d} for d in (1.0, 2.0, 6.0)]
-    rows.append({"class": "organ", "kind": "missed", "hd95": INF})
-    numbers = summarise(rows)["organ"]["scores"]["hd95"]
-    assert (numbers["mean"], numbers["median"], numbers["infinite"]) == (3.0, 4.0, 1)
-    assert numbers["spread"] == pytest.approx(7**0.5)  # (4 + 1 + 9) / 2
-    lonely = summarise(rows[3:])["organ"]["scores"]["hd95"]
-    assert math.isnan(lonely["mean"])
-    assert math.isnan(lonely["spread"])
-    assert (lonely["median"], lonely["counted"], lonely["infinite"]) == (INF, 1, 1)
+    lost = {"class": "organ", "kind": "missed", "hd95": INF}
+    found = [summarise([*rows[:count], *[lost] * (3 - count)])["organ"]["scores"]["hd95"] for count in (3, 2, 1, 0)]
+    # The worst found is lost first, so a mean over the finite would fall from 3 to 1.5 and 1.
+    assert [numbers["median"] for numbers in found] == [2, 2, INF, INF]
+    assert [numbers["mean"] for numbers in found] == [3, INF, INF, INF]
+    assert [numbers["infinite"] for numbers in found] == [0, 1, 2, 3]
+    assert found[0]["spread"] == pytest.approx(7**0.5)  # (4 + 1 + 9) / 2
+    assert math.isnan(summarise(rows[:1])["organ"]["scores"]["hd95"]["spread"])
 
 
 def test_scoring_leaves_the_masks_alone():

@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 
 from emit.data.cases import Case, CaseSet
+from emit.data.similarity import content_hash
 from emit.data.splits import Split
-from emit.evaluation.illustrate import choose_percentiles, choose_shown
-from emit.evaluation.report import average_classes, compute, find_habits, write_report, write_sweep
-from emit.ledger import record
+from emit.dataset import DataSettings
+from emit.evaluation.illustrate import choose_percentiles, choose_shown, collect_curves, collect_generated
+from emit.evaluation.report import average_classes, compute, find_deviations, write_report, write_sweep
+from emit.ledger import Ledger
 from emit.training.config import setting
-from emit.training.dataset import DataSettings
 
 SIZE, COUNT = 16, 8
 NAMES = [f"benign/b{i}" for i in range(COUNT)]
@@ -41,7 +42,7 @@ def load(number):
 
 
 def case_set(classes=("background", "lesion")):
-    cases = [Case(n, n, "US, breast", "benign", n, lambda i=i: load(i)) for i, n in enumerate(NAMES)]
+    cases = [Case(n, n, "US, breast", "benign", n, lambda path, i=i: load(i)) for i, n in enumerate(NAMES)]
     return CaseSet(cases, classes, "busi", "data")
 
 
@@ -69,9 +70,9 @@ def rows_of(gains, seeds=1):
     ]
 
 
-def write(folder, rows, fake=None, classical=("mirror",), cases=None, **options):
+def write(folder, rows, classical=("mirror",), cases=None, **options):
     settings = Settings(data=Path("somewhere/BUSI"), **options)
-    write_report(folder, rows, rows if fake is None else fake, cases or case_set(), folds(), settings, classical)
+    write_report(folder, rows, cases or case_set(), folds(), settings, classical)
     text = (folder / "summary.json").read_text()
     return json.loads(text, parse_constant=pytest.fail), (folder / "report.html").read_text(encoding="utf-8")
 
@@ -100,8 +101,17 @@ def add_generated(folder):
                     (place / kind).mkdir(parents=True, exist_ok=True)
                     Image.fromarray(case.mask).save(place / kind / lines[-1]["file"])
         (place / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        seen = [case for case in cases if case.id in split.train]
-        (place / "ledger.json").write_text(json.dumps(record("finetuning", seen)))
+        write_ledger(place, split.train)
+
+
+def write_ledger(place, seen):
+    """Write what a fold's generator has seen; None: its weights have no ledger."""
+    ledger = Ledger()
+    if seen is not None:
+        hashes = [content_hash(case.image) for case in case_set().cases if case.id in seen]
+        ledger = ledger.add("finetuning", np.array(hashes, np.uint64))
+    ledger.write(place)
+    (place / "ledger.json").write_text(json.dumps(ledger.header))
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +166,7 @@ def test_conclusion_is_about_ours_and_says_both_references(full):
 def test_families_of_comparisons():
     rows = rows_of({"baseline": 0.0, "gamma": 0.03, "mirror": 0.05, "mixed": 0.02, "copies": 0.01})
     settings = Settings(data=Path("BUSI"))
-    found = compute(average_classes(rows), rows, rows, case_set().cases, settings, ("gamma", "mirror", "scale"))
+    found = compute(average_classes(rows), rows, case_set().cases, settings, ("gamma", "mirror", "scale"))
     pairs = [(c["arm"], c["reference"]) for c in found["comparisons"]]
     # Copies hold no generated image: a control, compared with the baseline only, and no best classical arm.
     others = [("gamma", "baseline"), ("mirror", "baseline"), ("copies", "baseline")]
@@ -202,38 +212,72 @@ def test_leaked_case_is_counted(full, tmp_path):
     assert page.count(line.format(0)) == 2
     assert "slices that were read there with another window, channel or axis, are not recognised" in page
     add_generated(tmp_path / "generated")
-    leaky = record("finetuning", [case for case in case_set().cases if case.id in (*NAMES[4:6], NAMES[0])])
-    (tmp_path / "generated" / "fold0" / "ledger.json").write_text(json.dumps(leaky))
+    write_ledger(tmp_path / "generated" / "fold0", (*NAMES[4:6], NAMES[0]))
+    write_ledger(tmp_path / "generated" / "fold1", None)
     _, page = write(tmp_path, rows_of({"baseline": 0.0}), generated=tmp_path / "generated")
-    assert page.count(line.format(1)) == 1 and page.count(line.format(0)) == 1
+    assert page.count(line.format(1)) == 1 and page.count(line.format(0)) == 0
+    assert "<td>1</td><td>unknown</td><td>4</td><td>unknown</td>" in page  # not "0 found"
 
 
-def test_infinite_distances_are_counted_not_averaged(tmp_path, capsys):
+def test_more_missed_lesions_do_not_look_better(tmp_path, capsys):
+    # The baseline misses the three lesions that are hardest to outline, ours one: of the finite distances the mean would
+    # be 3.0 (of 1..5) against 4.0 (of 1..7), in favour of the baseline.
     rows = rows_of({"baseline": 0.0, "ours": 0.1})
     missed = {"kind": "missed", "dice": 0.0, "hd95": float("inf"), "assd": float("inf"), "nsd": 0.0, "predicted": 0}
-    rows[COUNT + 7] |= missed
-    fake = [dict(row) for row in rows]
-    fake[COUNT + 7] |= {"hd95": 20.0, "assd": 10.0}
-    summary, page = write(tmp_path, rows, fake)
-    ours = summary["arms"]["ours"]
-    hd95 = ours["scores"]["all classes"]["scores"]["hd95"]
-    assert (hd95["mean"], hd95["infinite"], hd95["counted"]) == (4.0, 1, 8)  # mean of 1..7
-    assert ours["scores"]["all classes"]["missed"] == 1
-    assert ours["policies"]["diffboost"]["all classes"]["scores"]["hd95"]["mean"] == 48 / 8  # 1..7 and 20
-    assert ours["policies"]["monai"]["all classes"]["scores"]["hd95"]["dropped"] == 1
+    for number in (5, 6, 7, COUNT + 7):
+        rows[number] |= missed
+    summary, page = write(tmp_path, rows)
+    found = {arm: entry["scores"]["all classes"] for arm, entry in summary["arms"].items()}
+    assert [found[arm]["scores"]["hd95"]["median"] for arm in ("baseline", "ours")] == [4.5, 4.5]  # of 1..8 or infinite
+    assert [found[arm]["scores"]["hd95"]["infinite"] for arm in ("baseline", "ours")] == [3, 1]
+    assert [found[arm]["scores"]["hd95"]["mean"] for arm in ("baseline", "ours")] == [None, None]
     printed = capsys.readouterr().out
-    assert re.search(r"^ours .* 4\.00 \(1 inf\) ", printed, re.M) and "4.00 (1 inf)" in page
-    assert re.search(r"^ours +7 +0 +1 +0 +8$", printed, re.M)
+    for arm, cell in (("baseline", "4.50 (3 inf)"), ("ours", "4.50 (1 inf)")):
+        assert re.search(rf"^{arm} .* {re.escape(cell)} ", printed, re.M) and f"<td>{cell}</td>" in page
+    assert re.search(r"^ours +7 +0 +1 +0 +8$", printed, re.M) and re.search(r"^baseline +5 +0 +3 +0 +8$", printed, re.M)
 
 
-def test_arm_without_any_finite_distance(tmp_path):
+def test_arm_that_misses_most_lesions_has_an_infinite_median(tmp_path):
     rows = rows_of({"baseline": 0.0})
-    for entry in rows:
+    for entry in rows[:5]:
         entry |= {"kind": "missed", "dice": 0.0, "hd95": float("inf"), "assd": float("inf")}
     summary, page = write(tmp_path, rows)
     scores = summary["arms"]["baseline"]["scores"]["all classes"]["scores"]
-    assert scores["hd95"]["mean"] is None and scores["hd95"]["infinite"] == 8
-    assert "- (8 inf)" in page
+    assert scores["hd95"]["median"] is None and scores["hd95"]["infinite"] == 5  # JSON has no infinity
+    assert "<td>inf (5 inf)</td>" in page
+
+
+def test_numbers_are_written_before_anything_is_drawn_and_a_failing_figure_is_left_out(tmp_path, monkeypatch, capsys):
+    seen = []
+
+    def fail(*_, **__):
+        seen.extend(file.name for file in tmp_path.iterdir())
+        seen.append(capsys.readouterr().out)
+        raise RuntimeError("no font")
+
+    rows = rows_of({"baseline": 0.0, "ours": 0.1})
+    add_runs(tmp_path, ("baseline", "ours"), 1)
+    monkeypatch.setattr("emit.evaluation.illustrate.save_paired", fail)
+    (tmp_path / "ours" / "fold0_seed0" / "predictions.npz").write_bytes(b"cut off")
+    summary, page = write(tmp_path, rows)
+    assert {"per_case.csv", "summary.json"} <= set(seen) and "report.html" not in seen
+    assert "\nours " in seen[-1] and summary["conclusion"][0] in seen[-1]  # the table and the conclusion were printed
+    assert page.count("<img") == 1 and "Learning curves" in page  # the third figure is drawn
+    words = capsys.readouterr().out
+    assert "paired.png: not drawn (RuntimeError: no font)" in words and "contours.png: not drawn (" in words
+
+
+def test_curves_of_runs_without_validation(tmp_path):
+    add_runs(tmp_path, ("baseline", "ours"), 1)
+    (tmp_path / "ours" / "fold0_seed0" / "validation.jsonl").write_text("")
+    (tmp_path / "ours" / "fold1_seed0" / "validation.jsonl").unlink()
+    (tmp_path / "baseline" / "fold0_seed0" / "validation.jsonl").write_text('{"step": 24}\n{"step": 49, "dice": 0.5}\n')
+    curves = collect_curves(tmp_path, ["baseline", "ours"])
+    assert list(curves["validation Dice"]) == ["baseline"] and len(curves["training loss"]["ours"]) == 2
+    assert curves["validation Dice"]["baseline"][0] == ((49,), (0.5,))
+    for path in tmp_path.glob("baseline/*/validation.jsonl"):
+        path.unlink()
+    assert list(collect_curves(tmp_path, ["baseline", "ours"])) == ["training loss"]
 
 
 def test_lone_baseline_and_one_seed(tmp_path, capsys):
@@ -242,33 +286,35 @@ def test_lone_baseline_and_one_seed(tmp_path, capsys):
     assert summary["arms"]["baseline"]["dice"]["seed_spread"] is None
     assert summary["conclusion"][0].startswith("No arm with generated images was run")
     assert "Only the baseline was run." in page and "nothing is concluded" in capsys.readouterr().out
-    assert "published habits" not in page and page.count("<img") == 1
+    assert "published deviations" not in page and page.count("<img") == 1
     assert "between seeds" not in page and "1 seed;" in page
 
 
-ALL_HABITS = "fake_pixel, mix_logits, no_shuffle, select_on_test"  # what "diffboost" means to train_seg.py
+ALL_DEVIATIONS = "fake_pixel, mix_logits, no_shuffle, select_on_test"  # what "diffboost" means to train_seg.py
 
 
 def test_compat_is_stamped_everywhere(tmp_path, capsys):
     _, page = write(tmp_path, rows_of({"baseline": 0.0}), compat=("diffboost",))
-    assert f'<p class="stamp">published habits on: {ALL_HABITS}</p>' in page
-    assert f"published habits on: {ALL_HABITS}" in capsys.readouterr().out
+    assert f'<p class="stamp">published deviations on: {ALL_DEVIATIONS}</p>' in page
+    assert f"published deviations on: {ALL_DEVIATIONS}" in capsys.readouterr().out
     pixels = np.asarray(Image.open(tmp_path / "figures" / "paired.png").convert("RGB")).astype(int)
     assert (np.abs(pixels - (0xB0, 0, 0)).sum(-1) < 60).any()  # red, as in figures.STAMP
 
 
-def test_the_generators_habits_are_stamped_too(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"settings": {"compat": ["diffboost:one_seed"]}}))
+def test_the_generators_deviations_are_stamped_too(tmp_path):
     settings = Settings(data=Path("BUSI"), generated=tmp_path, compat=("no_shuffle",))
-    assert find_habits(settings) == ["no_shuffle", "one_seed"]
+    assert find_deviations(settings) == ["no_shuffle"]
+    (tmp_path / "fold0").mkdir()
+    (tmp_path / "fold0" / "manifest.jsonl").write_text('{"compat": ["one_seed"]}\n')
+    assert find_deviations(settings) == ["no_shuffle", "one_seed"]
 
 
-def test_a_sweep_is_drawn_and_written(tmp_path):
+def test_a_sweep_is_written_and_drawn(tmp_path, monkeypatch, capsys):
     results = {}
     for alpha, gain in ((0.2, 0.1), (0.6, 0.2)):
         rows = rows_of({"baseline": 0.0, "ours": gain})
         options = {"cases": case_set(), "splits": folds(), "settings": Settings(data=Path("BUSI")), "classical": ()}
-        results[alpha] = write_report(tmp_path / str(alpha), rows, rows, **options)
+        results[alpha] = write_report(tmp_path / str(alpha), rows, **options)
     write_sweep(tmp_path, results, "share of real patches")
     found = json.loads((tmp_path / "sweep.json").read_text())
     assert found["values"] == [0.2, 0.6] and found["label"] == "share of real patches"
@@ -279,16 +325,21 @@ def test_a_sweep_is_drawn_and_written(tmp_path):
     assert len(found["conclusions"]["0.6"]) == 1
     with Image.open(tmp_path / "sweep.png") as picture:
         assert picture.width > 300
+    monkeypatch.setattr("emit.evaluation.report.save_sweep", lambda *_, **__: [][0])
+    write_sweep(tmp_path, results, "share of real patches")
+    assert "sweep.png: not drawn (IndexError" in capsys.readouterr().out
 
 
-def test_nearness_to_training_images_is_told(tmp_path):
+def test_nearness_to_training_images_is_reported(tmp_path):
     rows = rows_of({"baseline": 0.0})
     beside = {"images": 9, "correlation": 0.5, "highest": 0.75, "held_out": 0.25, "flagged": 3, "own_source": 2 / 3}
     settings = Settings(data=Path("BUSI"))
     folds_found = [beside | {"diversity": 0.125}, beside | {"diversity": None}]
-    results = write_report(tmp_path, rows, rows, case_set(), folds(), settings, (), (), folds_found)
+    results = write_report(tmp_path, rows, case_set(), folds(), settings, (), (), folds_found)
     first, second = results["beside_real"]["sentences"]
-    assert "9 generated images at 0.50 in the median and 0.75 at most" in first and "Diversity within a case 0.12" in first
+    assert (
+        "9 generated images at 0.50 in the median and 0.75 at most" in first and "Diversity within a case 0.12" in first
+    )
     assert "for 67%; 3 are nearer" in second and "Diversity" not in second
     assert "Copies, fold 1" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
@@ -303,14 +354,13 @@ def test_classes_are_averaged_per_case(tmp_path):
     assert described["dice"]["mean"] == pytest.approx((0.5 + 0.57) / 2, abs=1e-12)
     assert described["dice"]["case_spread"] == pytest.approx(0.01 * 6**0.5, abs=1e-12)
     assert described["scores"]["TZ"]["scores"]["dice"]["mean"] == pytest.approx(0.57, abs=1e-12)
-    assert described["policies"]["nnunet"]["TZ"]["scores"]["dice"]["mean"] == pytest.approx(0.57, abs=1e-12)
     assert described["scores"]["all classes"]["cases"] == 16 and summary["classes"] == ["PZ", "TZ"]
     assert "<h2>Classes</h2>" in page
 
 
 def test_patients_are_the_units(tmp_path):
     base = case_set()
-    paired = [Case(c.id, f"patient{i // 2}", c.prompt, c.stratum, c.path, c.load) for i, c in enumerate(base.cases)]
+    paired = [Case(c.id, f"patient{i // 2}", c.prompt, c.stratum, c.path, c.read) for i, c in enumerate(base.cases)]
     cases = CaseSet(paired, base.classes, base.layout, base.root)
     summary, page = write(tmp_path, rows_of({"baseline": 0.0, "ours": 0.1}), cases=cases)
     (comparison,) = summary["comparisons"]
@@ -325,7 +375,7 @@ def test_fidelity_is_summarised(tmp_path):
     fidelity = [{"class": "lesion", "kind": "both present", "image": i, "dice": d} for i, d in enumerate((0.25, 0.75))]
     fidelity = [entry | {"iou": 0.5, "precision": 0.5, "recall": 0.5} for entry in fidelity]
     settings = Settings(data=Path("BUSI"))
-    write_report(tmp_path, rows, rows, case_set(), folds(), settings, (), fidelity)
+    write_report(tmp_path, rows, case_set(), folds(), settings, (), fidelity)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "in 2 generated images with Dice 0.500 ± 0.354." in page  # sqrt(2 * 0.25^2) = 0.354
 
@@ -342,7 +392,7 @@ def test_contours_show_the_slice_and_the_prediction_of_that_slice(tmp_path, monk
     masks[1][1:3, 1:5], masks[2][1, 1] = 1, 1
     image = np.zeros((4, 6), np.float32)
     slices = [
-        Case(f"v/{k}", "v", "CT", "", "v", lambda k=k: (image + k / 4, masks[k]), (2.0, 1.0), 3.0, "v", k)
+        Case(f"v/{k}", "v", "CT", "", "v", lambda path, k=k: (image + k / 4, masks[k]), (2.0, 1.0), 3.0, "v", k)
         for k in (2, 0, 1)  # not in their order
     ]
     cases = CaseSet(slices, ("background", "spleen"), "nnunet", "data")
@@ -350,15 +400,28 @@ def test_contours_show_the_slice_and_the_prediction_of_that_slice(tmp_path, monk
     place.mkdir(parents=True)
     np.savez_compressed(place / "predictions.npz", v=np.stack([mask * 0 + k for k, mask in enumerate(masks)]))
     shown = {}
-    monkeypatch.setattr("emit.evaluation.illustrate.save_contours", lambda path, examples, *_: shown.update(e=examples))
+    monkeypatch.setattr(
+        "emit.evaluation.illustrate.save_contours", lambda path, examples, **_: shown.update(e=examples)
+    )
     monkeypatch.setattr("emit.evaluation.page.make_figure", lambda *_: "")
     split = [Split((), (), ("v/0", "v/1", "v/2"))]
     rows = [row("baseline", 0, 0.75) | {"case": "v"}]
-    write_report(tmp_path, rows, rows, cases, split, Settings(data=Path("spleen")), ())
+    write_report(tmp_path, rows, cases, split, Settings(data=Path("spleen")), ())
     (example,) = shown["e"]
     prediction, dice = example["found"]["baseline"]
     assert example["label"] == "10th percentile\nv/1" and example["aspect"] == 2.0 and dice == 0.75
     assert (example["target"] == masks[1]).all() and (example["image"] == 0.25).all() and (prediction == 1).all()
+
+
+def test_colour_samples_are_drawn_grey(tmp_path):
+    add_generated(tmp_path)
+    for file in (tmp_path / "fold0" / "images").iterdir():  # as --no-grey writes them
+        Image.fromarray(np.full((SIZE, SIZE, 3), (0, 102, 255), np.uint8)).save(file)
+    columns = collect_generated(Settings(data=Path("BUSI"), generated=tmp_path), case_set().cases)
+    assert [column["prompt"] for column in columns] == ["US, breast"] * 3
+    for column in columns:  # (0 + 102 + 255) / 3 = 119; / 127.5 - 1
+        assert [sample.tolist() for sample in column["samples"]] == [[[pytest.approx(-1 / 15)] * SIZE] * SIZE] * 2
+    assert collect_generated(Settings(data=Path("BUSI")), []) == []
 
 
 def test_first_arms_are_shown():

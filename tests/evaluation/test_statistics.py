@@ -12,6 +12,7 @@ from emit.evaluation.statistics import (
     compare_arms,
     conclude,
     describe_arms,
+    find_disagreement,
     holm,
     signed_rank,
     tabulate,
@@ -124,7 +125,7 @@ def simulate(rng, shift, cases=60, seeds=3, per_group=1):
 @pytest.mark.parametrize(
     ("shift", "expected"), [(0.03, "detectable gain"), (-0.03, "detectable loss"), (0.0, "no detectable gain")]
 )
-def test_known_shift_is_told_apart(shift, expected):
+def test_known_shift_is_found(shift, expected):
     # A case's difference deviates by sqrt(0.04^2 + 2 * 0.02^2 / 3) = 0.043: 0.03 is 5.4 standard errors of 60 cases.
     scores, _ = simulate(np.random.default_rng(11), shift)
     (found,) = compare_arms(scores, ["ours"], "baseline", [], np.random.default_rng(0))
@@ -133,7 +134,7 @@ def test_known_shift_is_told_apart(shift, expected):
     assert found.low < found.difference < found.high
     sentence = conclude(found)
     assert sentence.startswith(f"ours against baseline: {expected} (mean difference in Dice {found.difference:+.4f}")
-    assert "60 cases, 3 seeds" in sentence
+    assert sentence.endswith("60 cases, 3 seeds).")  # interval and p agree: nothing is added
 
 
 def test_too_few_cases_say_so():
@@ -209,6 +210,34 @@ def test_a_gain_needs_interval_and_rank_test_to_agree():
     assert found.p_adjusted < 0.05
     assert found.difference < 0 < found.effect
     assert verdict(found) == "no detectable gain"
+    assert conclude(found).endswith("1 seed; the corrected p is below 0.05 but the interval includes zero).")
+
+
+def test_an_interval_without_a_corrected_p_is_no_gain_and_the_sentence_says_so():
+    # 7 gains and the smallest difference a loss: p = 4 / 2^8, times 4 comparisons 0.0625; the mean is 0.042 +- 0.010.
+    gain, mixed = np.array([-1, 2, 3, 4, 5, 6, 7, 8]) / 100, np.array([1, -2, 3, -4, 5, -6, 7, -8]) / 100
+    scores = nest(base=mixed * 0, ours=gain, b=mixed, c=-mixed, d=mixed / 2)
+    found, *_ = compare_arms(scores, ["ours", "b", "c", "d"], "base", [], np.random.default_rng(0))
+    assert found.p_adjusted == pytest.approx(0.0625) and found.smallest_p < 0.05 and found.low > 0
+    assert verdict(found) == "no detectable gain"
+    note = "; the interval excludes zero but the corrected p does not reach 0.05)."
+    assert conclude(found).endswith("1 seed" + note)
+    loss = replace(found, low=-found.high, high=-found.low, effect=-found.effect, level=0.01)
+    assert conclude(loss).endswith("does not reach 0.01).")
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_disagreement_is_found_in_every_direction(sign):
+    scores, _ = simulate(np.random.default_rng(11), sign * 0.03)
+    (clear,) = compare_arms(scores, ["ours"], "baseline", [], np.random.default_rng(0))
+    assert find_disagreement(clear) == ""
+    assert find_disagreement(replace(clear, low=-0.01, high=0.01, p_adjusted=0.5)) == ""
+    assert "interval includes zero" in find_disagreement(replace(clear, low=-0.01, high=0.01))
+    assert "does not reach 0.05" in find_disagreement(replace(clear, p_adjusted=0.05))
+    assert (
+        find_disagreement(replace(clear, effect=-clear.effect))
+        == "the interval and the ranks point in opposite directions"
+    )
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ FOLDERS = {"unet": "unet", "vae": "vae", "text": "text_encoder", "controlnet": "
 
 
 def read_golden(name):
-    """Return the tensors of a golden file, and its rows [our name, shape, names elsewhere, shape there] by part."""
+    """Return the tensors of a golden file, and its rows [our name, shape, names in diffusers, shape there] by part."""
     with safe_open(HERE / f"{name}.safetensors", "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         return tensors, json.loads(file.metadata()["names"])
@@ -69,7 +69,7 @@ def original(part, rows, quiet=False):
     return {name: golden_tensor(f"{part}.{name}", shape, quiet) for name, shape, _, _ in rows}
 
 
-def elsewhere(part, rows, quiet=False):
+def in_diffusers(part, rows, quiet=False):
     """Return {name in diffusers or transformers: golden tensor} of a part."""
     return {
         their_name: piece.reshape(their_shape).contiguous()
@@ -92,7 +92,7 @@ def write_original(folder, kind):
     rows, quiet, version = tables(kind), kind == "quiet", SIZES[kind].version
     tensors = {f"model.diffusion_model.{n}": t for n, t in original("unet", rows["unet"], quiet).items()}
     tensors |= {f"first_stage_model.{n}": t for n, t in original("vae", rows["vae"], quiet).items()}
-    text = (elsewhere if version == "sd1" else original)("text", rows["text"])
+    text = (in_diffusers if version == "sd1" else original)("text", rows["text"])
     tensors |= {TEXT_PREFIX[version] + n: t for n, t in text.items()}
     tensors |= {"betas": torch.zeros(1000), "model_ema.decay": torch.ones(())}
     if version == "sd1":
@@ -108,7 +108,7 @@ def write_original(folder, kind):
 def write_diffusers(folder, kind):
     """Write a diffusers folder without config files. The public text encoder of version 2 has no block that is not run."""
     for part, rows in tables(kind).items():
-        tensors = elsewhere(part, rows, kind == "quiet")
+        tensors = in_diffusers(part, rows, kind == "quiet")
         if part == "text":
             tensors = {f"text_model.{n}": t for n, t in tensors.items() if "layers.23." not in n}
         (folder / FOLDERS[part]).mkdir()

@@ -5,6 +5,7 @@ network differ by rounding alone, below 1e-5 here; the limits leave a factor of 
 (a norm's eps, on the quiet weights) costs a hundred times more. How the references were made: tests/golden/make_golden.py.
 """
 
+import json
 import runpy
 import sys
 
@@ -15,10 +16,11 @@ from emit import checkpoints
 from emit.diffusion.guidance import classifier_free
 from emit.diffusion.samplers import sample
 from emit.networks.hed import HED, HEDv11
-from tests.golden.files import SIZES, error, original, read_golden, read_model, write_diffusers, write_original
+from tests.golden.files import HERE, SIZES, error, original, read_golden, read_model, write_diffusers, write_original
 
 NETWORK, TEXT, DECODER, WALK = 5e-5, 2e-5, 1e-4, 1e-4
 WRITERS = {"original": write_original, "diffusers": write_diffusers}
+PROMPTS = ["Ultrasound of a breast, malignant lesion!", "word " * 90, "CT " * 75, "1.5 T, 3D FLAIR (axial)", "it's 5%"]
 MODELS = [("sd1", "original"), ("sd1", "diffusers"), ("sd2", "original"), ("sd2", "diffusers"), ("quiet", "original")]
 
 
@@ -142,5 +144,9 @@ def test_exports_load_in_diffusers(kind, tmp_path, monkeypatch, report):
         text = transformers.CLIPTextModel.from_pretrained(folder / "text_encoder")
         ids = read_golden(f"text_{SIZES[kind].version}")[0]["ids"]
         report("export text", text(input_ids=ids).last_hidden_state, model.text(ids), TEXT)
+    bpe = transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    prompts = [*PROMPTS, *(prompt for prompt in json.loads((HERE / "tokens.json").read_text()) if "<|" not in prompt)]
+    ids = bpe(prompts, padding="max_length", max_length=bpe.model_max_length, truncation=True)["input_ids"]
+    assert ids == model.text.tokenize(prompts).tolist()
     scheduler = diffusers.DDIMScheduler.from_pretrained(folder / "scheduler")
     assert scheduler.config.prediction_type == {"eps": "epsilon", "v": "v_prediction"}[SIZES[kind].prediction]

@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import FrozenInstanceError, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import pytest
@@ -137,14 +138,19 @@ def test_a_setting_needs_a_source(source):
         setting(1, source)
 
 
+CASES = [SimpleNamespace(id="a"), SimpleNamespace(id="b")]
+
+
 def test_config_json_holds_settings_versions_and_fingerprints(tmp_path):
     weights = tmp_path / "vae.safetensors"
     weights.write_bytes(b"weights")
     settings = parse(Settings, ["--data", "x", "--preset", "paper", "--window", "-1,2"])
-    save_config(tmp_path / "run", settings, {"vae": weights, "unet": None})
+    save_config(tmp_path / "run", settings, {"vae": weights, "unet": None}, CASES)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     digest = hashlib.sha256(b"weights").hexdigest()
-    assert config["inputs"] == {"vae": {"path": str(weights), "sha256": digest}}
+    ids = hashlib.sha256(b"a\nb").hexdigest()
+    data = {"path": "x", "sha256": ids, "cases": 2}
+    assert config["inputs"] == {"vae": {"path": str(weights), "sha256": digest}, "data": data}
     assert config["torch"] == torch.__version__
     assert config["code"] == code_version() and set(config["code"]) == {"version", "commit", "changed"}
     assert f'version = "{config["code"]["version"]}"' in (ROOT / "pyproject.toml").read_text()
@@ -165,32 +171,54 @@ def test_config_json_holds_settings_versions_and_fingerprints(tmp_path):
 
 def test_a_trained_folder_keeps_its_settings(tmp_path):
     first = parse(Settings, ["--data", "x"])
-    save_config(tmp_path, first, {})
-    save_config(tmp_path, replace(first, lr=2.0), {})  # nothing is trained yet: a corrected setting is fine
+    save_config(tmp_path, first, {}, CASES)
+    save_config(tmp_path, replace(first, lr=2.0), {}, CASES)  # nothing is trained yet: a corrected setting is fine
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "state.pt").write_bytes(b"")
-    save_config(tmp_path, replace(first, lr=2.0, resume=True), {})
+    save_config(tmp_path, replace(first, lr=2.0, resume=True), {}, CASES)
     before = (tmp_path / "config.json").read_bytes()
     with pytest.raises(InputError, match=r"config.json: --lr was 2.0 and is now 0.001; resume with"):
-        save_config(tmp_path, replace(first, resume=True), {})
+        save_config(tmp_path, replace(first, resume=True), {}, CASES)
     assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_moved_folder_is_resumed_and_other_cases_are_refused(tmp_path):
+    weights = tmp_path / "vae.safetensors"
+    weights.write_bytes(b"same")
+    settings = parse(Settings, ["--data", "x", "--vae", str(weights)])
+    save_config(tmp_path, settings, {"vae": weights}, CASES)
+    (tmp_path / "state.pt").write_bytes(b"")
+    moved = weights.rename(tmp_path / "moved.safetensors")
+    settings = replace(settings, data=tmp_path, vae=moved)
+    save_config(tmp_path, settings, {"vae": moved}, CASES[::-1])
+    with pytest.raises(InputError, match="--data changed since the first run"):
+        save_config(tmp_path, settings, {"vae": moved}, CASES[:1])
+
+
+def test_what_an_earlier_program_wrote_holds_and_a_contradiction_is_refused_by_name():
+    inherit = lambda given: ({"lr": 0.5, "arms": ("stack",)}, "run/dataset.json")  # noqa: E731
+    for words in ([], ["--lr", "0.5"], ["--preset", "paper"]):
+        settings = parse(Settings, ["--data", "x", *words], inherit)
+        assert (settings.lr, settings.arms) == (0.5, ("stack",))
+    with pytest.raises(InputError, match=r"^--lr: is 1.0, and run/dataset.json says 0.5; leave it out"):
+        parse(Settings, ["--data", "x", "--lr", "1"], inherit)
 
 
 def test_a_trained_folder_keeps_its_input_files(tmp_path):
     weights, images = tmp_path / "vae.safetensors", tmp_path / "manifest.jsonl"
     weights.write_bytes(b"first"), images.write_bytes(b"first")
     settings, run = parse(Settings, ["--data", "x", "--vae", str(weights)]), tmp_path / "run"
-    save_config(run, settings, {"vae": weights, "fold0": images})
+    save_config(run, settings, {"vae": weights, "fold0": images}, CASES)
     weights.write_bytes(b"second")
-    save_config(run, settings, {"vae": weights, "fold0": images})  # nothing is trained yet
+    save_config(run, settings, {"vae": weights, "fold0": images}, CASES)  # nothing is trained yet
     (run / "state.pt").write_bytes(b"")
-    save_config(run, replace(settings, resume=True), {"vae": weights, "fold0": images})
+    save_config(run, replace(settings, resume=True), {"vae": weights, "fold0": images}, CASES)
     before = (run / "config.json").read_bytes()
     for file, name in ((weights, "--vae"), (images, "fold0")):  # by its flag, where it has one
         kept = file.read_bytes()
         file.write_bytes(b"third")
         with pytest.raises(InputError, match=rf"config.json: {name} changed since the first run; .*{file.name} or choose"):
-            save_config(run, replace(settings, resume=True), {"vae": weights, "fold0": images})
+            save_config(run, replace(settings, resume=True), {"vae": weights, "fold0": images}, CASES)
         file.write_bytes(kept)
     assert (run / "config.json").read_bytes() == before
 

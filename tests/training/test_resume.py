@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from emit.errors import InputError
+from emit.errors import InputError, Stopped
+from emit.training import loop
 from emit.training.loop import Run
 
 SETTINGS = {"lr": 0.02, "steps": 6, "batch": 4, "seed": 5, "ema": 0.9, "warmup": 2, "schedule": "cosine"}
@@ -85,6 +86,58 @@ def test_six_steps_are_three_a_stop_and_three(tmp_path, stop, changes):
     resumed, made = train(tmp_path / "broken", resume=True, **changes)
     assert sorted(set(made)) == list(range(3 if stop >= 3 else 0, 6))
     assert_same_run(whole, resumed)
+
+
+def test_the_state_is_written_after_the_body(tmp_path):
+    """What the body wrote at a step is there before the state that says so: a crash in it repeats the step."""
+    steps = []
+    run = Run(tmp_path, {"network": make_network()}, **SETTINGS)
+    with pytest.raises(Stop):
+        for step, points in run.steps(Points()):
+            run.update(run.modules["network"](points).square().mean())
+            steps.append((step, (tmp_path / "state.pt").exists()))
+            if step == 5:
+                raise Stop
+    assert steps == [(0, False), (1, False), (2, False), (3, True), (4, True), (5, True)]
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 3
+
+
+def test_a_signal_ends_the_run_after_a_saved_step_and_it_goes_on_to_the_same_result(tmp_path, monkeypatch):
+    whole, _ = train(tmp_path / "whole")
+    asked = iter([None, 15])
+    monkeypatch.setattr(loop, "asked_to_stop", lambda: next(asked))
+    with pytest.raises(Stopped) as stopped:
+        train(tmp_path / "broken")
+    assert stopped.value.args == (15,)
+    assert torch.load(tmp_path / "broken" / "state.pt", weights_only=True)["step"] == 2
+    monkeypatch.setattr(loop, "asked_to_stop", lambda: None)
+    resumed, made = train(tmp_path / "broken", resume=True)
+    assert made == [2, 3, 4, 5]
+    assert_same_run(whole, resumed)
+
+
+class Counted(Points):
+    """Points that count what was read."""
+
+    def __init__(self):
+        super().__init__()
+        self.hashes = torch.zeros(7, dtype=torch.int64)
+
+    def batch(self, indices, rng):
+        self.hashes[indices] = torch.tensor(indices) + 100
+        return super().batch(indices, rng)
+
+
+def test_what_was_read_before_a_stop_is_still_counted(tmp_path):
+    with pytest.raises(Stop):
+        train(tmp_path, stop=3, data=Counted())
+    data = Counted()
+    train(tmp_path, resume=True, data=data)
+    assert data.hashes.tolist() == [100, 101, 102, 103, 104, 105, 106]
+    assert torch.equal(torch.load(tmp_path / "state.pt", weights_only=True)["hashes"], data.hashes)
+    data = Counted()
+    train(tmp_path, resume=True, data=data)  # finished: nothing is read any more
+    assert data.hashes.tolist() == [100, 101, 102, 103, 104, 105, 106]
 
 
 def test_a_half_written_line_of_the_log_goes(tmp_path):

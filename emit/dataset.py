@@ -1,16 +1,24 @@
-"""The settings that stages 2 and 3 and the generator share: which cases, how they are read, how they are split."""
+"""The labelled set: which cases, how they are read, how they are split, what the ControlNet sees of them.
 
+Stage 2 writes it into its run folder (dataset.json and splits.json), the generator copies it into its own. The generator
+reads it from --finetuned, stage 3 from --generated: so no two of them can read the set differently.
+"""
+
+import json
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
 
 from emit.data.cases import read_cases
-from emit.data.splits import make_splits, near_duplicate_groups, read_splits, select, with_groups
+from emit.data.edges import HINTS
+from emit.data.similarity import near_duplicate_groups, with_groups
+from emit.data.splits import make_splits, read_splits, select, write_splits
 from emit.errors import InputError
+from emit.files import write_json
 from emit.seeds import generator
-from emit.training.config import setting
+from emit.training.config import setting, to_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +56,50 @@ class DataSettings:
         0.9, "[choice] as measured on BUSI", help="correlation from which images share a group", low=0, high=1
     )
     seed: int = setting(0, "[choice] any number", help="seed of splits, order and draws")
+
+
+def write_dataset(folder, settings, splits, hint):
+    """Write dataset.json (the data settings and the hint) and splits.json into a run folder."""
+    values = {f.name: to_plain(getattr(settings, f.name)) for f in fields(DataSettings) if f.name != "splits"}
+    write_splits(Path(folder) / "splits.json", splits)
+    write_json(Path(folder) / "dataset.json", {"settings": {**values, "hint": hint}}, indent=2)
+
+
+def inherit_dataset(flag):
+    """Return, for `parse`, the function that takes the data settings over from the run folder given by a flag.
+
+    It maps the given flags to ({field: value}, where they stand); without the flag there is nothing to take over.
+    """
+
+    def inherit(given):
+        folder = given.get(flag)
+        if folder is None:
+            return {}, None
+        found = [folder / "dataset.json", *sorted(folder.glob("*/dataset.json"))]  # below: the folders of a sweep
+        path = next((path for path in found if path.is_file()), found[0])
+        values = read_dataset(path)
+        if "data" in given or not Path(values["data"]).exists():
+            values.pop("data")  # the set may have moved: `open_data` compares what it holds
+        if "seed" in given and values["real_cases"] is None:
+            values.pop("seed")  # other draws from the same model: the splits are stored
+        return values | {"splits": path.parent / "splits.json"}, path
+
+    return inherit
+
+
+def read_dataset(path):
+    """Return dataset.json as {field of DataSettings, or hint: value}."""
+    try:
+        values = json.loads(Path(path).read_text())["settings"]
+        kinds = {f.name: f.default for f in fields(DataSettings)} | {"hint": ""}
+        values = {name: tuple(values[name]) if kinds[name] == () else values[name] for name in kinds if name != "splits"}
+        if values["hint"] not in HINTS:
+            raise ValueError(f"unknown hint {values['hint']}")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a folder of stage 2 or of the generator") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: is damaged ({error!r}); write it anew with stage 2") from error
+    return values | {"data": Path(values["data"])}
 
 
 def open_data(settings):

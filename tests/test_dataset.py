@@ -1,5 +1,7 @@
 """The shared data settings: slabs, folds by name, labels by flag."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,13 +10,22 @@ from emit.data.splits import Split
 from emit.errors import InputError
 from emit.model import SD15, demo_sizes
 from emit.training.config import parse
-from emit.training.dataset import DataSettings, check_size, choose_folds, choose_training, cut_slabs, open_data
+from emit.dataset import (
+    DataSettings,
+    check_size,
+    choose_folds,
+    choose_training,
+    cut_slabs,
+    inherit_dataset,
+    open_data,
+    write_dataset,
+)
 
 
 def make_slices(volume, count, start=0):
-    load = lambda: (np.zeros((8, 8), np.float32), np.zeros((8, 8), np.uint8))  # noqa: E731
+    read = lambda path: (np.zeros((8, 8), np.float32), np.zeros((8, 8), np.uint8))  # noqa: E731
     return [
-        Case(f"{volume}/{i}", volume, "", "", "x", load, (1.0, 1.0), 1.0, volume, i) for i in range(start, start + count)
+        Case(f"{volume}/{i}", volume, "", "", "x", read, (1.0, 1.0), 1.0, volume, i) for i in range(start, start + count)
     ]
 
 
@@ -100,3 +111,37 @@ def test_fewer_training_cases_are_among_more_and_are_drawn():
 def test_impossible_numbers_of_training_cases_are_refused(count):
     with pytest.raises(InputError, match=r"--real-cases.*1 to 20"):
         keep(count)
+
+
+def write_run(folder, **changes):
+    settings = parse(DataSettings, ["--data", str(folder)])
+    write_dataset(folder, replace(settings, **changes), [Split(("a",), (), ("b",))], "mask")
+
+
+def test_a_later_program_reads_the_set_as_the_earlier_one_did(tmp_path):
+    write_run(tmp_path / "fine", labels=("1:spleen",), size=128, window=(-100.0, 200.0), real_cases=3, data=tmp_path)
+    values, path = inherit_dataset("finetuned")({"finetuned": tmp_path / "fine"})
+    assert path == tmp_path / "fine" / "dataset.json"
+    assert (values["labels"], values["size"], values["window"]) == (("1:spleen",), 128, (-100.0, 200.0))
+    assert values["hint"] == "mask" and values["splits"] == tmp_path / "fine" / "splits.json"
+    assert values["seed"] == 0 and values["data"] == tmp_path
+    assert inherit_dataset("finetuned")({}) == ({}, None)
+
+
+def test_what_may_differ_between_programs(tmp_path):
+    """Another place of the data; another seed where no random subset of the cases hangs on it."""
+    write_run(tmp_path)
+    values, _ = inherit_dataset("generated")({"generated": tmp_path, "data": tmp_path / "moved", "seed": 7})
+    assert "data" not in values and "seed" not in values
+    write_run(tmp_path, real_cases=3)
+    assert inherit_dataset("generated")({"generated": tmp_path, "seed": 7})[0]["seed"] == 0
+
+
+def test_the_folder_of_a_sweep_and_a_folder_of_none(tmp_path):
+    write_run(tmp_path / "guidance_2")
+    assert inherit_dataset("generated")({"generated": tmp_path})[1] == tmp_path / "guidance_2" / "dataset.json"
+    with pytest.raises(InputError, match=r"other/dataset.json: cannot be read"):
+        inherit_dataset("generated")({"generated": tmp_path / "other"})
+    (tmp_path / "guidance_2" / "dataset.json").write_text('{"settings": {"size": 3}}')
+    with pytest.raises(InputError, match=r"dataset.json: is damaged"):
+        inherit_dataset("generated")({"generated": tmp_path})

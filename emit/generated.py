@@ -1,0 +1,133 @@
+"""The folder of generated images of one fold: fold<k>/images, masks, edges (PNG), manifest.jsonl and ledger.json.
+
+A line of the manifest is written after its three files and holds what is needed to make the image again. Written by the
+generator, read by stage 3 and by the report.
+"""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from emit import ledger
+from emit.data.cache import Memo
+from emit.data.images import decode
+from emit.errors import InputError
+from emit.files import write_bytes
+
+KINDS = ("images", "masks", "edges")
+NAMED = 10  # leaked cases that an error spells out
+CLIPPED = 0.95  # [choice] share of black and white pixels from which a picture is no picture
+
+
+def to_bytes(image):
+    """Turn an image in [-1, 1] into 0..255."""
+    return (image * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+
+def find_fault(image):
+    """Say why an image (H, W) or (H, W, 3) in [-1, 1] is no picture, None where it is one."""
+    if not image.isfinite().all():
+        return "holds NaN or infinity"
+    levels = to_bytes(image)
+    if np.ptp(levels) <= 2:  # [choice] rounding alone makes two levels out of one grey
+        return f"is grey level {levels.max()} everywhere"
+    clipped = float(np.isin(levels, (0, 255)).mean())
+    return f"is black or white on {clipped:.0%} of its area" if clipped >= CLIPPED else None
+
+
+def save_pictures(folder, name, image, mask, edge):
+    """Write an image's three 8-bit PNG files; return the heads of their SHA-256, by kind."""
+    digests = {}
+    for kind, array in zip(KINDS, (image, mask, edge), strict=True):
+        memory = io.BytesIO()
+        Image.fromarray(array).save(memory, "PNG")
+        digests[kind] = _digest(memory.getvalue())
+        write_bytes(folder / kind / name, memory.getvalue())
+    return digests
+
+
+def _digest(content):
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def read_manifest(folder):
+    """Return the lines of a fold's manifest as dicts ([]: none yet), without a last line that a kill cut off."""
+    entries, manifest = [], Path(folder) / "manifest.jsonl"
+    for line in manifest.read_text().splitlines() if manifest.exists() else []:
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return entries
+
+
+def is_whole(folder, line):
+    """Tell whether the three files of a line are there as they were written."""
+    files = {kind: Path(folder) / kind / line["file"] for kind in KINDS}
+    return all(file.is_file() and _digest(file.read_bytes()) == line["sha256"][kind] for kind, file in files.items())
+
+
+class Generated:
+    """The generated images of one fold, by case.  images(case ids, rng): one random image of each, (B, 1, S, S)."""
+
+    def __init__(self, folder, size, limit=None):
+        self.folder = Path(folder)
+        self.manifest = self.folder / "manifest.jsonl"
+        self.lines = read_manifest(folder)
+        if not self.lines:
+            raise InputError(f"{self.manifest}: is missing or empty; run python -m emit.generate for this fold first")
+        self.by_case = {}
+        for number, line in enumerate(self.lines):
+            if line["size"] != size:
+                words = f"images are {line['size']} pixels wide, not {size}"
+                raise InputError(f"{self.manifest}: {words}; give --size {line['size']}")
+            if limit is None or line["index"] < limit:
+                self.by_case.setdefault(line["case"], []).append(number)
+        broken = [line["file"] for line in self.lines if not is_whole(folder, line)]
+        if broken:
+            words = f"{broken[0]} and {len(broken) - 1} more are" if len(broken) > 1 else f"{broken[0]} is"
+            raise InputError(f"{self.folder}: {words} missing or changed; make it again with emit.generate --resume")
+        self.ledger = ledger.read(self.folder / "ledger.json")
+        self.pictures = Memo(self._read)
+
+    def images(self, cases, rng):
+        """Draw one generated image for each case id."""
+        missing = [case for case in cases if case not in self.by_case]
+        if missing:
+            raise InputError(f"{self.folder}: holds no image for case {missing[0]}; generate with the same splits")
+        chosen = [self.by_case[case] for case in cases]
+        draws = torch.rand(len(cases), generator=rng).tolist()
+        return self.pictures([numbers[int(draw * len(numbers))] for numbers, draw in zip(chosen, draws, strict=True)])
+
+    def pairs(self):
+        """Yield (case id, image (1, 1, S, S), mask (S, S)) of every generated image that is used."""
+        for number in sorted(n for numbers in self.by_case.values() for n in numbers):
+            line = self.lines[number]
+            yield line["case"], self.pictures([number]), decode(self.folder / "masks" / line["file"])
+
+    def refuse_leaks(self, cases):
+        """Raise InputError where a test case was seen by the model that made the images, or by one of its ancestors."""
+        leaks = self.ledger.find(cases)
+        if leaks:
+            named = ", ".join(f"{case} in {stage}" for case, stage in leaks[:NAMED])
+            more = f" and {len(leaks) - NAMED} more" if len(leaks) > NAMED else ""
+            words = f"test cases were seen by the generator or what it came from: {named}{more}"
+            raise InputError(f"{self.folder}: {words}; train without the test cases, on the same splits")
+
+    def refuse_others(self, cases):
+        """Raise InputError where the generator was fine-tuned on the fold with more cases than these, which it so sees."""
+        known = {case.id for case in cases}
+        more = [case for case in self.by_case if case not in known]
+        if more:
+            words = f"holds images of {len(more)} training cases that this run leaves out, {more[0]} among them"
+            raise InputError(f"{self.folder}: {words}; fine-tune and generate with the same --real-cases and splits")
+
+    def _read(self, numbers):
+        (number,) = numbers
+        pixels = torch.as_tensor(decode(self.folder / "images" / self.lines[number]["file"]) / 127.5 - 1).float()
+        return (pixels.mean(-1) if pixels.ndim == 3 else pixels)[None, None]  # colour: made with --no-grey

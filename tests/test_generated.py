@@ -1,0 +1,66 @@
+"""The folder of generated images: what is no picture is named, what is not whole is not read."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from emit.errors import InputError
+from emit.generated import Generated, find_fault, is_whole, read_manifest, save_pictures
+
+PICTURE = torch.linspace(-1, 1, 64 * 64).view(64, 64)
+
+
+@pytest.mark.parametrize(
+    ("image", "fault"),
+    [
+        (PICTURE, None),
+        (torch.where(PICTURE > 0.9, PICTURE, -1.0), "black or white on 95%"),  # a nearly black picture
+        (torch.where(PICTURE > 0.8, PICTURE, -1.0), None),  # a dark one
+        (torch.full((64, 64), 0.1), "grey level 140 everywhere"),
+        (0.0001 * PICTURE, "everywhere"),  # constant once it is 8 bits
+        (PICTURE.masked_fill(PICTURE == 1, math.nan), "holds NaN"),
+        (PICTURE.masked_fill(PICTURE == 1, math.inf), "infinity"),
+        (torch.sign(PICTURE), "black or white on 100%"),
+        (PICTURE[..., None].expand(-1, -1, 3), None),
+    ],
+)
+def test_what_is_no_picture_is_named(image, fault):
+    assert find_fault(image) is None if fault is None else fault in find_fault(image)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    files = [np.full((4, 4), value, np.uint8) for value in (1, 2, 3)]
+    lines = []
+    for name in ("a_000.png", "b_000.png"):
+        line = {"file": name, "case": name[0], "index": 0, "size": 4}
+        lines.append(line | {"sha256": save_pictures(tmp_path, name, *files)})
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "ledger.json").write_text(json.dumps({"ancestry": []}))
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", ["images", "masks", "edges"])
+@pytest.mark.parametrize("change", ["gone", "cut", "another"])
+def test_a_picture_that_is_not_as_it_was_written_is_seen(folder, kind, change):
+    path, lines = folder / kind / "b_000.png", read_manifest(folder)
+    assert [is_whole(folder, line) for line in lines] == [True, True]
+    other = folder / ("masks" if kind == "images" else "images") / "b_000.png"
+    {"gone": path.unlink, "cut": lambda: path.write_bytes(path.read_bytes()[:-3]),
+     "another": lambda: shutil.copy(other, path)}[change]()  # fmt: skip
+    assert [is_whole(folder, line) for line in lines] == [True, False]
+    with pytest.raises(InputError, match="b_000.png is missing or changed; make it again"):
+        Generated(folder, 4)
+
+
+def test_a_line_that_a_kill_cut_off_is_none(folder):
+    text = (folder / "manifest.jsonl").read_text()
+    (folder / "manifest.jsonl").write_text(text[:-9])
+    assert [line["file"] for line in read_manifest(folder)] == ["a_000.png"]
+    assert read_manifest(folder / "nowhere") == []
+    with pytest.raises(InputError, match="is missing or empty"):
+        Generated(folder / "nowhere", 4)
