@@ -1,10 +1,10 @@
 """Stage 2: the ControlNet on one segmentation set, once per fold, on that fold's training cases alone.
 
 The hint is the HED edge with the contour of the mask merged in, so that the generated anatomy follows the mask.
-Writes dataset.json, splits.json and fold<k>/controlnet.safetensors (the public `control_model.*` layout).
+Writes set.json, splits.json and fold<k>/controlnet.safetensors (the public `control_model.*` layout).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +14,7 @@ from emit import errors
 from emit.data.cache import Memo, Pictures
 from emit.data.edges import make_hint
 from emit.data.geometry import random_warp
-from emit.dataset import DataSettings, check_size, choose_folds, choose_training, open_data, write_dataset
+from emit.dataset import TAKEN_OVER, check_size, choose_folds, open_set, write_set
 from emit.diffusion.objective import loss_by_quartile
 from emit.files import check_room
 from emit.ledger import join, open_ledger
@@ -22,14 +22,15 @@ from emit.model import EmitDiff, drop_captions, find_edges, load_hed
 from emit.probes import choose_fixed, condition_losses, save_samples
 from emit.seeds import generator
 from emit.training import distributed
-from emit.training.config import parse, save_config, setting
 from emit.training.loop import Run, room_needed
+from emit.training.settings import RunSettings, parse, save_config, setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(DataSettings):
+class Settings(RunSettings):
     """Stage 2 of EMIT-Diff: fine-tuning. A model and a labelled set in, one ControlNet per fold out."""
 
+    data: Path = setting(source="[choice] your folder", help="labelled images, or a folder of python -m emit.dataset")
     model: Path = setting(source="[choice] stage 1's", help="model.safetensors of stage 1, or Stable Diffusion")
     controlnet: Path | None = setting(None, "[choice] in --model", help="a ControlNet file of its own to start from")
     prediction: Literal["eps", "v"] | None = setting(
@@ -38,9 +39,13 @@ class Settings(DataSettings):
     hed: Path = setting(source="[choice] stage 1's", help="HED weights")
     out: Path = setting(source="[choice] your folder", help="the run folder, new or with --resume")
     fold: str = setting("all", "[paper] one model per fold", help="all, or one fold number")
-    hint: Literal["hed+contour", "hed", "contour", "mask", "box"] = setting(
-        "hed+contour", "[paper]", help="edge condition"
+    size: int = setting(
+        64, "[choice] CPU minutes; [authors' code]: 384", paper=384, help="side of the square images in pixels", low=16
     )
+    real_cases: int | None = setting(
+        None, "[paper] all there are", help="training cases per fold, drawn by the seed; fewer are among more", low=1
+    )
+    hint: Literal["hed+contour", "hed", "contour", "mask", "box"] = setting("hed+contour", "[paper]", help="edge condition")
     steps: int = setting(
         200, "[choice] a minute; [paper]: 100 epochs; [authors' code]: 400-1600 epochs", paper=5000, help="steps", low=1
     )
@@ -54,35 +59,20 @@ class Settings(DataSettings):
     degrees: float = setting(
         20.0, "[authors' code]", help="rotation U(-degrees, degrees), image, edge and mask together", low=0, high=180
     )
-    window_low: float = setting(0.75, "[authors' code]", help="smallest centre crop, as a share of the side", above=0)
-    window_high: float = setting(1.05, "[authors' code]", help="largest, above 1 pads", above=0)
-    ema: float = setting(
-        0.98,
-        "[choice] few steps; [authors' code]: none",
-        paper=0.0,
-        help="decay of the weight average (0: none)",
-        low=0,
-        below=1,
+    crop: tuple[float, ...] = setting(
+        (0.75, 1.05), "[authors' code]", help="smallest,largest centre crop as a share of the side, above 1 pads", above=0
     )
+    ema: float = setting(
+        0.98, "[choice] few steps; [authors' code]: none", paper=0.0, help="decay of the weight average, 0 for none",
+        low=0, below=1,
+    )  # fmt: skip
     warmup: int = setting(10, "[choice] stable start", help="steps of linear warm-up", low=0)
     schedule: Literal["constant", "cosine"] = setting(
         "constant", "[choice] [paper] names none", help="learning rate after the warm-up"
     )
-    clip: float | None = setting(1.0, "[choice] no step runs away", help="largest gradient norm", above=0)
-    weight_decay: float = setting(0.01, "[choice] AdamW's own", help="of AdamW", low=0)
-    accumulate: int = setting(1, "[choice] memory", paper=4, help="forward passes per step", low=1)
-    precision: Literal["float32", "bf16"] = setting("float32", "[authors' code]", help="of the forward passes")
-    device: str = setting("cpu", "[choice] demo machine", paper="cuda", help="torch device", may_change=True)
-    log_every: int = setting(
-        20, "[choice] readable log", paper=100, help="steps between log lines", may_change=True, low=1
-    )
     probe_every: int = setting(
         0, "[choice] at the end alone", paper=500, help="steps between losses with wrong conditions", low=0
     )
-    save_every: int = setting(
-        500, "[choice] minutes lost at most", help="steps between checkpoints", may_change=True, low=1
-    )
-    resume: bool = setting(False, "[choice] explicit", help="go on with the run in --out", may_change=True)
 
 
 def train_fold(model, hed, cases, classes, settings, folder):
@@ -91,16 +81,12 @@ def train_fold(model, hed, cases, classes, settings, folder):
     edges = Memo(lambda image: find_edges(hed, image))
     model.requires_grad_(False)
     model.controlnet.requires_grad_(True)
-    options = {name: getattr(settings, name) for name in ("steps", "batch", "lr", "seed", "warmup", "accumulate")}
-    options |= {name: getattr(settings, name) for name in ("schedule", "clip", "weight_decay", "precision")}
-    options |= {name: getattr(settings, name) for name in ("log_every", "save_every", "resume")}
-    run = Run(folder, {"controlnet": model.controlnet}, ema=settings.ema or None, name=folder.name, **options)
+    run = Run(folder, {"controlnet": model.controlnet}, settings, name=folder.name)
 
     def condition(batch, rng):
         """Warp image, edge and mask together; return z_0 and hint."""
-        window = (settings.window_low, settings.window_high)
         edge = edges(batch.indices, batch.image)
-        image, edge, mask = random_warp(batch.image, edge, batch.mask, rng, settings.degrees, window)
+        image, edge, mask = random_warp(batch.image, edge, batch.mask, rng, settings.degrees, settings.crop)
         hint = make_hint(settings.hint, mask, edge, len(classes)).to(run.device)
         with torch.no_grad():
             posterior = model.vae.encode(image.expand(-1, 3, -1, -1).to(run.device))
@@ -132,12 +118,12 @@ def train_fold(model, hed, cases, classes, settings, folder):
 def main():
     """Fine-tune one ControlNet per fold; under torchrun rank 0 alone writes and prints."""
     settings = parse(Settings)
-    if settings.window_low > settings.window_high:
-        words = f"is {settings.window_low}, and --window-high {settings.window_high}"
-        raise errors.InputError(f"--window-low: {words}; give the smaller one as --window-low")
+    if len(settings.crop) != 2 or settings.crop[0] > settings.crop[1]:
+        raise errors.InputError(f"--crop: is {','.join(map(str, settings.crop))}; give the smaller share, then the larger")
     device = distributed.start(settings.device)
-    cases, splits = open_data(settings)
-    folds = choose_folds(settings.fold, splits)
+    own = {name: getattr(settings, name) for name in TAKEN_OVER}
+    labelled = replace(open_set(settings.data), **own)
+    folds = choose_folds(settings.fold, labelled.splits)
     hed, hed_header = load_hed(settings.hed)
     model, headers = EmitDiff.load(settings.model, settings.controlnet, prediction=settings.prediction)
     paths = [path for path in (settings.model, settings.controlnet) if path is not None]
@@ -146,16 +132,16 @@ def main():
     model.to(device), hed.to(device)
     start = {name: value.clone() for name, value in model.controlnet.state_dict().items()}
     files = {"model": settings.model, "controlnet": settings.controlnet, "hed": settings.hed}
-    save_config(settings.out, settings, files | {"splits": settings.splits}, cases.cases)
+    save_config(settings.out, settings, files, labelled.cases)
     if distributed.rank() == 0:
-        write_dataset(settings.out, settings, splits, settings.hint)
+        write_set(settings.out, labelled)
         if not settings.resume:
             check_room(settings.out, room_needed([model.controlnet] * len(folds), [model.controlnet] * len(folds)))
     for fold in folds:
         model.controlnet.load_state_dict(start)
-        training = choose_training(cases, splits[fold], settings)
+        training = labelled.training(fold)
         folder = settings.out / f"fold{fold}"
-        pictures, hints, losses = train_fold(model, hed, training, cases.classes, settings, folder)
+        pictures, hints, losses = train_fold(model, hed, training, labelled.classes, settings, folder)
         seen = ancestry.add(f"fine-tuning, fold {fold}", pictures.hashes)
         if distributed.rank() == 0:
             seen.write(settings.out)

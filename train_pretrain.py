@@ -5,7 +5,7 @@ autoencoder and UNet). With --weights and --hed only the ControlNet is trained, 
 model.safetensors (original Stable Diffusion layout) and hed.safetensors.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,14 +25,14 @@ from emit.model import DEMO_HED, EmitDiff, demo_sizes, drop_captions, find_edges
 from emit.networks.hed import HED, hed_loss
 from emit.probes import save_samples
 from emit.training import distributed
-from emit.training.config import parse, save_config, setting
-from emit.training.loop import Run, check_options, room_needed
+from emit.training.loop import Run, check_run, room_needed
+from emit.training.settings import RunSettings, parse, save_config, setting
 
 GIVEN_BY = {"hed": "--hed", "vae": "--vae or --weights", "unet": "--weights"}  # instead of training
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(RunSettings):
     """Stage 1 of EMIT-Diff: pre-training. Images in, model.safetensors and hed.safetensors out."""
 
     data: Path = setting(source="[choice] your folder", help="pre-training images, RadImageNet tree")
@@ -49,7 +49,6 @@ class Settings:
     size: int = setting(
         64, "[choice] CPU minutes; [authors' code]: 256", paper=256, help="side of the square images in pixels", low=16
     )
-    seed: int = setting(0, "[choice] any number", help="seed of initialisation, order and draws")
 
     vae_steps: int = setting(900, "[choice] less than two minutes on two cores", paper=0, help="autoencoder steps", low=0)
     vae_batch: int = setting(4, "[choice] as above", help="autoencoder batch", low=1)
@@ -61,62 +60,30 @@ class Settings:
     unet_steps: int = setting(1000, "[choice] two minutes", paper=0, help="UNet steps", low=0)
     unet_batch: int = setting(16, "[choice] as above", help="UNet batch", low=1)
     unet_lr: float = setting(2e-3, "[choice] small network, few steps", help="UNet learning rate", above=0)
-    control_steps: int = setting(
-        700, "[choice] two minutes; [paper]: 7 days", paper=100_000, help="ControlNet steps", low=1
-    )
-    control_batch: int = setting(
+    steps: int = setting(700, "[choice] two minutes; [paper]: 7 days", paper=100_000, help="ControlNet steps", low=1)
+    batch: int = setting(
         16, "[choice] CPU minutes; [authors' code]: 48 x 4; [paper]: 384", paper=192, help="ControlNet batch", low=1
     )
-    control_lr: float = setting(
-        3e-3, "[choice] few steps; [paper]: 1e-5", paper=1e-5, help="ControlNet learning rate", above=0
-    )
+    lr: float = setting(3e-3, "[choice] few steps; [paper]: 1e-5", paper=1e-5, help="ControlNet learning rate", above=0)
     caption_dropout: float = setting(
         0.1, "[choice] guidance needs an unconditional model", help="share of empty prompts", low=0, high=1
-    )
-    ema: float = setting(
-        0.99,
-        "[choice] few steps; [authors' code]: none",
-        paper=0.0,
-        help="decay of the weight average (0: none)",
-        low=0,
-        below=1,
-    )
-    warmup: int = setting(20, "[choice] stable start", help="steps of linear warm-up", low=0)
-    schedule: Literal["cosine", "constant"] = setting(
-        "cosine", "[choice] few steps; [paper] names none", paper="constant", help="learning rate after the warm-up"
-    )
-    clip: float | None = setting(1.0, "[choice] no step runs away", help="largest gradient norm", above=0)
-    weight_decay: float = setting(0.01, "[choice] AdamW's own", help="of AdamW", low=0)
-    accumulate: int = setting(
-        1, "[choice] memory", paper=4, help="forward passes per step of UNet and ControlNet", low=1
-    )
-    precision: Literal["float32", "bf16"] = setting("float32", "[authors' code]", help="of the forward passes")
-    device: str = setting("cpu", "[choice] demo machine", paper="cuda", help="torch device", may_change=True)
-    log_every: int = setting(
-        20, "[choice] readable log", paper=100, help="steps between log lines", may_change=True, low=1
-    )
-    save_every: int = setting(
-        500, "[choice] minutes lost at most", paper=1000, help="steps between checkpoints", may_change=True, low=1
     )
     sample_every: int = setting(
         0, "[choice] at the end alone", paper=2000, help="steps between sample grids (0: at the end)", low=0
     )
-    resume: bool = setting(False, "[choice] explicit", help="go on with the run in --out", may_change=True)
 
 
-def run_options(settings, part):
-    """Return the options of one part's Run."""
-    shared = ("seed", "warmup", "schedule", "clip", "weight_decay", "precision", "log_every", "save_every", "resume")
-    options = {name: getattr(settings, name) for name in shared}
-    own = "control" if part == "controlnet" else part
-    options |= {name: getattr(settings, f"{own}_{name}") for name in ("steps", "batch", "lr")}
-    accumulate = settings.accumulate if part in ("unet", "controlnet") else 1
-    return options | {"accumulate": accumulate, "ema": settings.ema or None, "name": part}
+def settings_of(settings, part):
+    """Return the RunSettings of one part; accumulation serves the large networks."""
+    if part == "controlnet":
+        return settings
+    own = {name: getattr(settings, f"{part}_{name}") for name in ("steps", "batch", "lr")}
+    return replace(settings, **own, accumulate=settings.accumulate if part == "unet" else 1)
 
 
 def open_run(settings, part, modules):
     """Start one part's run in its own folder under the run folder."""
-    return Run(settings.out / part, modules, **run_options(settings, part))
+    return Run(settings.out / part, modules, settings_of(settings, part), name=part)
 
 
 def choose_parts(settings):
@@ -128,10 +95,9 @@ def choose_parts(settings):
     given = {"hed": settings.hed, "vae": settings.vae or settings.weights, "unet": settings.weights, "controlnet": None}
     parts = [part for part, file in given.items() if file is None]
     for part in parts:
-        options = run_options(settings, part)
-        if options["steps"] == 0:
+        if part != "controlnet" and getattr(settings, f"{part}_steps") == 0:
             raise errors.InputError(f"--{part}-steps: is 0, and no weights are given; give steps, or {GIVEN_BY[part]}")
-        check_options(settings.out / part, **options)
+        check_run(settings.out / part, settings_of(settings, part))
     return parts
 
 

@@ -20,8 +20,8 @@ from emit.checkpoints.writer import save
 from emit.compat import DEVIATIONS, foreign, read_compat
 from emit.data.augment import augment, merge
 from emit.data.cache import Pictures
-from emit.data.splits import select, write_splits
-from emit.dataset import DataSettings, choose_training, inherit_dataset, open_data
+from emit.data.splits import select
+from emit.dataset import LabelledSet, inherit_set, open_set, write_set
 from emit.evaluation.fidelity import describe_generated, mask_fidelity
 from emit.evaluation.illustrate import run_folder
 from emit.evaluation.predict import find_labels, predict, save_labels, score, validate
@@ -31,8 +31,8 @@ from emit.generated import Generated
 from emit.networks.segmenter import Segmenter, SegmenterConfig, dice_ce_loss
 from emit.seeds import seed_from
 from emit.training import distributed
-from emit.training.config import parse, save_config, setting, to_plain, vary
 from emit.training.loop import Run, read_lines, write_lines
+from emit.training.settings import RunSettings, parse, save_config, setting, to_plain, vary
 
 SWEEPS = {  # what --sweep takes, and the axis of its figure
     "n": "generated images per case",
@@ -47,11 +47,18 @@ READING = ("layout", "window", "channel", "axis", "labels")  # what a segmenter'
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(DataSettings):
+class Settings(RunSettings):
     """Stage 3 of EMIT-Diff: the comparison. A labelled set and generated images in; table, statistics, figures out."""
 
+    data: Path | None = setting(None, "[choice] as --generated", help="labelled images, or a folder of python -m emit.dataset")
     generated: Path | None = setting(None, "[choice] none: real arms only", help="output folder of emit.generate")
     out: Path = setting(source="[choice] your folder", help="the run folder, new or with --resume")
+    size: int = setting(
+        64, "[choice] CPU minutes; [authors' code]: 384", paper=384, help="side of the square images in pixels", low=16
+    )
+    real_cases: int | None = setting(
+        None, "[paper] all there are", help="training cases per fold, drawn by the seed; fewer are among more", low=1
+    )
     arms: tuple[str, ...] = setting(
         ("all",), "[choice] every arm; [paper]: --arms paper", help="all, paper, or names: " + ", ".join(ARMS)
     )
@@ -60,11 +67,9 @@ class Settings(DataSettings):
     )
     variant: Literal["attention", "plain", "residual"] = setting("attention", "[paper]", help="kind of U-Net")
     channels: tuple[int, ...] = setting(
-        (8, 16, 32, 64),
-        "[choice] small images; [authors' code]: six stages",
-        paper=(16, 32, 64, 128, 128, 256),
-        help="widths",
-    )
+        (8, 16, 32, 64), "[choice] small images; [authors' code]: six stages", paper=(16, 32, 64, 128, 128, 256), help="widths",
+        low=1,
+    )  # fmt: skip
     steps: int = setting(
         150, "[choice] seconds; [paper]: 100 epochs", paper=2000, help="steps, the same in every arm", low=1
     )
@@ -74,32 +79,25 @@ class Settings(DataSettings):
     )
     warmup: int = setting(10, "[choice] stable start", help="steps of linear warm-up", low=0)
     schedule: Literal["cosine", "constant"] = setting("cosine", "[choice] few steps", help="learning rate after it")
-    clip: float | None = setting(1.0, "[choice] no step runs away", help="largest gradient norm", above=0)
-    weight_decay: float = setting(0.01, "[choice] AdamW's own", help="of AdamW", low=0)
+    ema: float = setting(0.0, "[authors' code]: none", help="decay of the weight average, 0 for none", low=0, below=1)
+    accumulate: int = setting(1, "[choice] memory", help="forward passes per step", low=1)
     alpha: float = setting(
         0.6, "[paper]", help="share of real patches (patch merging) or images (mixing)", low=0, high=1
     )
     patches: int = setting(6, "[paper] 384 / 64", help="patches per side", low=1)
     n: int | None = setting(None, "[paper] all there are", help="generated images used per case", low=1)
     select_every: int = setting(
-        25,
-        "[choice] few steps; [authors' code]: every epoch",
-        paper=100,
-        help="steps between looks at validation",
-        low=1,
+        25, "[choice] few steps; [authors' code]: every epoch", paper=100, help="steps between looks at validation", low=1
     )
     tolerance: float = setting(
         2.0, "[choice] about a contour's width", help="of NSD, in mm, or pixels without spacing", low=0
     )
-    level: float = setting(0.05, "[choice] convention", help="level of tests and intervals", above=0, below=1)
     compat: tuple[str, ...] = setting(
         (), "[authors' code]", help="diffboost, or diffboost:" + ",".join(DEVIATIONS["train_seg.py"])
     )
     sweep: tuple[str, ...] = setting(
         (), "[choice] none", help="NAME=V,V,...: the comparison once for each value, and a figure; " + ", ".join(SWEEPS)
     )
-    device: str = setting("cpu", "[choice] demo machine", paper="cuda", help="torch device", may_change=True)
-    resume: bool = setting(False, "[choice] explicit", help="go on with the run in --out", may_change=True)
 
     @property
     def deviations(self):
@@ -109,22 +107,32 @@ class Settings(DataSettings):
 
 @dataclass(frozen=True)
 class Fold:
-    """What the arms of a fold share: three lists of cases, the class names, the generated images (None: there are none)."""
+    """What the arms of a fold share: the set, three lists of its cases, the generated images (None: there are none)."""
 
     number: int
-    classes: tuple
+    labelled: LabelledSet
     training: list
     validation: list
     test: list
     generated: Generated | None
 
 
-def open_folds(settings, cases, splits):
+def open_labelled(settings):
+    """Return the labelled set: that of the generated images where there are some."""
+    if settings.generated is not None:
+        return open_set(settings.generated, settings.data)
+    if settings.data is None:
+        raise errors.InputError("--data: is required where there is no --generated; give the labelled images")
+    labelled = open_set(settings.data)
+    return replace(labelled, real_cases=settings.real_cases, size=settings.size, seed=settings.seed)
+
+
+def open_folds(settings, labelled):
     """Return the folds, after looking for too few cases, for leaks, and for generated images of cases not chosen here."""
     folds = []
-    for number, split in enumerate(splits):
-        training = choose_training(cases, split, settings)
-        validation, test = (select(cases.cases, ids) for ids in (split.validation, split.test))
+    for number, split in enumerate(labelled.splits):
+        training = labelled.training(number)
+        validation, test = (select(labelled.cases, ids) for ids in (split.validation, split.test))
         generated = None
         if settings.generated is not None:
             generated = Generated(settings.generated / f"fold{number}", settings.size, settings.n)
@@ -132,7 +140,7 @@ def open_folds(settings, cases, splits):
             generated.refuse_others(training)
         if "select_on_test" in settings.deviations:
             validation = test
-        folds.append(Fold(number, cases.classes, training, validation, test, generated))
+        folds.append(Fold(number, labelled, training, validation, test, generated))
     return folds
 
 
@@ -140,16 +148,14 @@ def train_segmenter(arm, fold, settings, folder, seed):
     """Train one segmenter; return it with the weights that did best on the validation part (no such part: the last)."""
     training, validation = (Pictures(cases, settings.size) for cases in (fold.training, fold.validation))
     torch.manual_seed(seed)  # of the initial weights
-    config = SegmenterConfig(1, len(fold.classes), settings.channels, variant=settings.variant)
+    config = SegmenterConfig(1, len(fold.labelled.classes), settings.channels, variant=settings.variant)
     network = Segmenter(config).to(settings.device)
-    names = ("lr", "steps", "batch", "warmup", "schedule", "clip", "weight_decay", "resume")
-    options = {name: getattr(settings, name) for name in names} | {"seed": seed}
-    options |= {"log_every": settings.select_every, "save_every": settings.select_every}
-    options |= {"shuffle": "no_shuffle" not in settings.deviations, "name": f"{folder.parent.name}/{folder.name}"}
-    run = Run(folder, {"segmenter": network}, **options)
+    settings = replace(settings, seed=seed, save_every=settings.select_every)
+    options = {"shuffle": "no_shuffle" not in settings.deviations, "log_every": settings.select_every}
+    run = Run(folder, {"segmenter": network}, settings, name=f"{folder.parent.name}/{folder.name}", **options)
     selected, log = folder / "segmenter.safetensors", folder / "validation.jsonl"
-    reading = {name: to_plain(getattr(settings, name)) for name in READING}
-    header = {"config": asdict(config), "classes": fold.classes, "size": settings.size, "reading": reading}
+    reading = {name: to_plain(getattr(fold.labelled.about, name)) for name in READING}
+    header = {"config": asdict(config), "classes": fold.labelled.classes, "size": settings.size, "reading": reading}
     # A step writes the selected weights, the line, and state.pt at its end. What is newer than state.pt is forgotten
     # here and done again, to the same bits: so a kill between any two writes changes nothing.
     lines = read_lines(log, run.done)
@@ -193,7 +199,7 @@ def run_arm(name, fold, seed, settings, known=None):
     network = train_segmenter(ARMS[name], fold, settings, folder, number)
     predictions = predict(network, fold.test, settings.size)
     save_labels(folder / "predictions.npz", predictions)
-    found = {"rows": score(predictions, fold.classes, settings.tolerance, "fake_pixel" in settings.deviations)}
+    found = {"rows": score(predictions, fold.labelled.classes, settings.tolerance, "fake_pixel" in settings.deviations)}
     judges = name == "baseline" and fold.generated is not None
     found["fidelity"] = measure_fidelity(network, fold) if judges else []
     where = {"arm": name, "fold": fold.number, "seed": seed}
@@ -205,7 +211,7 @@ def run_arm(name, fold, seed, settings, known=None):
 def measure_fidelity(network, fold):
     """Return one row per generated image: does the baseline's segmenter find the mask that was asked for?"""
     _, images, masks = zip(*fold.generated.pairs(), strict=True)
-    return mask_fidelity(images, masks, lambda image: find_labels(network, image), fold.classes)
+    return mask_fidelity(images, masks, lambda image: find_labels(network, image), fold.labelled.classes)
 
 
 def look_for_copies(fold, size):
@@ -216,19 +222,19 @@ def look_for_copies(fold, size):
     return describe_generated(images, sources, training, test)
 
 
-def compare(settings, cases, splits, folds, known):
+def compare(settings, labelled, folds, known):
     """Train and score every arm on every fold and seed, then write the report; return its results.
 
     known: {arm: folder of a run that holds for it too}.
     """
     manifests = {f"fold{fold.number}": fold.generated.manifest for fold in folds if fold.generated is not None}
-    save_config(settings.out, settings, manifests, cases.cases)
-    write_splits(settings.out / "splits.json", splits)
+    save_config(settings.out, settings, manifests, labelled.cases)
+    write_set(settings.out, labelled)
     arms, seeds = choose_arms(settings.arms, settings.generated), range(settings.seeds)
     found = [run_arm(name, fold, seed, settings, known.get(name)) for fold in folds for seed in seeds for name in arms]
     rows, fidelity = ([row for one in found for row in one[table]] for table in ("rows", "fidelity"))
     beside_real = [look_for_copies(fold, settings.size) for fold in folds if fold.generated is not None]
-    return write_report(settings.out, rows, cases, splits, settings, CLASSICAL, fidelity, beside_real)
+    return write_report(settings.out, rows, labelled, settings, CLASSICAL, fidelity, beside_real)
 
 
 def plan_runs(settings, name):
@@ -250,15 +256,15 @@ def plan_runs(settings, name):
 def main():
     """Compare the arms, once for each value of a sweep."""
     distributed.refuse_several("train_seg.py")
-    settings = parse(Settings, inherit=inherit_dataset("generated"))
+    settings = parse(Settings, inherit=inherit_set)
     settings = replace(settings, device=str(distributed.start(settings.device)))
     name = settings.sweep[0].partition("=")[0].replace("-", "_") if settings.sweep else None
     runs = plan_runs(settings, name)
-    cases, splits = open_data(settings)
-    folds = {value: open_folds(run, cases, splits) for value, run in runs.items()}  # what is refused stops here
+    sets = {value: open_labelled(run) for value, run in runs.items()}
+    folds = {value: open_folds(run, sets[value]) for value, run in runs.items()}  # what is refused stops here
     results, known = {}, {}
     for value, run in runs.items():
-        results[value] = compare(run, cases, splits, folds[value], known)
+        results[value] = compare(run, sets[value], folds[value], known)
         known = {arm: run.out for arm in ARMS if not ARMS[arm].depends_on(name)}
     if name is not None:
         write_sweep(settings.out, results, SWEEPS[name])

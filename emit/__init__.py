@@ -1,0 +1,3 @@
+"""EMIT-Diff: labelled medical images out of text and edges."""
+
+__version__ = "0.2.0"

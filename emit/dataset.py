@@ -1,7 +1,11 @@
-"""The labelled set: which cases, how they are read, how they are split, what the ControlNet sees of them.
+"""The labelled set: which cases, how they are read, how they are split. Written once, read by every later program.
 
-Stage 2 writes it into its run folder (dataset.json and splits.json), the generator copies it into its own. The generator
-reads it from --finetuned, stage 3 from --generated: so no two of them can read the set differently.
+    python -m emit.dataset --data MSD/Task09_Spleen --labels 1:spleen --out sets/spleen
+    python train_finetune.py --data sets/spleen ...
+
+Writes set.json and splits.json; programs copy both into their run folders. A plain folder of images as --data is the
+set with every default. Stage 2 adds the size and what the ControlNet sees; the generator and stage 3 take all of it over
+from --finetuned and --generated: no two programs can read a set differently.
 """
 
 import json
@@ -11,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from emit import errors
 from emit.data.cases import read_cases
 from emit.data.edges import HINTS
 from emit.data.similarity import near_duplicate_groups, with_groups
@@ -18,118 +23,134 @@ from emit.data.splits import make_splits, read_splits, select, write_splits
 from emit.errors import InputError
 from emit.files import write_json
 from emit.seeds import generator
-from emit.training.config import setting, to_plain
+from emit.training.settings import Limited, parse, setting, to_plain
+
+DATASET, SPLITS = "set.json", "splits.json"  # dataset.json is nnU-Net's
+TAKEN_OVER = ("size", "hint", "real_cases", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSettings:
+class SetSettings(Limited):
     """One segmentation set: where it is, how to read it, how to split it. None leaves a choice to the layout."""
 
     data: Path = setting(source="[choice] your folder", help="BUSI, nnU-Net / MSD, images + masks, or two NIfTI files")
     layout: str = setting("auto", "[choice] found from the names", help="busi, nnunet, folders, volume")
     prompt: str | None = setting(None, "[paper] from modality, organ, pathology", help="one text for all cases")
     modality: str | None = setting(None, "[choice] from the layout", help="CT or MR, of volumes")
-    window: tuple[float, ...] = setting((), "[choice] by modality", help="HU low,high of CT volumes")
+    window: tuple[float, ...] = setting((), "[choice] by modality", help="lower,upper HU of CT volumes, as --window=-160,240")
     channel: int | None = setting(None, "[choice] the first", help="channel of a 4D volume", low=0)
     axis: int | None = setting(None, "[choice] axial", help="slicing axis of volumes, 0 to 2", low=0, high=2)
-    labels: tuple[str, ...] = setting((), "[choice] from the files", help="value:class,... in the masks, e.g. 1:spleen")
-    group: str | None = setting(
-        None, "[choice] by layout", help="regular expression: first group in the name = patient"
-    )
-    slabs: int = setting(
-        0, "[choice] 0: none", help="cut volumes into slabs that count as patients; for one volume alone", low=0
-    )
-    size: int = setting(
-        64, "[choice] CPU minutes; [authors' code]: 384", paper=384, help="side of the square images in pixels", low=16
-    )
+    labels: tuple[str, ...] = setting((), "[choice] from the files", help="value:class,... in the masks, as 1:spleen")
+    group: str | None = setting(None, "[choice] by layout", help="regular expression: first group in the name = patient")
+    slabs: int = setting(0, "[choice] 0: none", help="cut volumes into slabs that count as patients; for one volume", low=0)
     folds: int = setting(3, "[paper]", help="cross-validation folds", low=2)
-    splits: Path | None = setting(
-        None, "[choice] made from the seed", help="splits.json or nnU-Net's splits_final.json"
-    )
+    splits: Path | None = setting(None, "[choice] made from the seed", help="splits.json or nnU-Net's splits_final.json")
     validation: float = setting(
         0.2, "[choice] the test fold picks nothing", help="share of training cases for selection", low=0, below=1
-    )
-    real_cases: int | None = setting(
-        None, "[paper] all there are", help="training cases kept per fold, drawn by the seed; fewer are among more", low=1
     )
     duplicates: float = setting(
         0.9, "[choice] as measured on BUSI", help="correlation from which images share a group", low=0, high=1
     )
-    seed: int = setting(0, "[choice] any number", help="seed of splits, order and draws")
+    seed: int = setting(0, "[choice] any number", help="seed of the splits")
 
 
-def write_dataset(folder, settings, splits, hint):
-    """Write dataset.json (the data settings and the hint) and splits.json into a run folder."""
-    values = {f.name: to_plain(getattr(settings, f.name)) for f in fields(DataSettings) if f.name != "splits"}
-    write_splits(Path(folder) / "splits.json", splits)
-    write_json(Path(folder) / "dataset.json", {"settings": {**values, "hint": hint}}, indent=2)
+@dataclass(frozen=True)
+class LabelledSet:
+    """cases: all Cases; classes: names, background first; splits: one Split per fold; about: how it was read.
 
-
-def inherit_dataset(flag):
-    """Return, for `parse`, the function that takes the data settings over from the run folder given by a flag.
-
-    It maps the given flags to ({field: value}, where they stand); without the flag there is nothing to take over.
+    Stage 2 adds, and later programs take over: size in pixels; hint, a kind of `emit.data.edges.HINTS`; real_cases, how
+    many training cases a fold keeps (None: all), drawn by seed.
     """
 
-    def inherit(given):
-        folder = given.get(flag)
-        if folder is None:
-            return {}, None
-        found = [folder / "dataset.json", *sorted(folder.glob("*/dataset.json"))]  # below: the folders of a sweep
-        path = next((path for path in found if path.is_file()), found[0])
-        values = read_dataset(path)
-        if "data" in given or not Path(values["data"]).exists():
-            values.pop("data")  # the set may have moved: `open_data` compares what it holds
-        if "seed" in given and values["real_cases"] is None:
-            values.pop("seed")  # other draws from the same model: the splits are stored
-        return values | {"splits": path.parent / "splits.json"}, path
+    cases: list
+    classes: tuple
+    splits: list
+    about: SetSettings
+    size: int | None = None
+    hint: str | None = None
+    real_cases: int | None = None
+    seed: int = 0
 
-    return inherit
+    def training(self, fold):
+        """Return a fold's training cases: all, or real_cases of them in an order that the seed draws, so that sets nest."""
+        ids = self.splits[fold].train
+        chosen = select(self.cases, ids)
+        if self.real_cases is None:
+            return chosen
+        if self.real_cases > len(chosen):
+            raise InputError(f"--real-cases: is {self.real_cases}, and fold {fold} has {len(chosen)}; give at most as many")
+        order = torch.randperm(len(chosen), generator=generator(self.seed, "real cases", *ids)).tolist()
+        return [chosen[i] for i in sorted(order[: self.real_cases])]
 
 
-def read_dataset(path):
-    """Return dataset.json as {field of DataSettings, or hint: value}."""
+def open_set(path, data=None):
+    """Return the LabelledSet of a folder that holds set.json, or of a folder of images with every default.
+
+    data: where the images are now, if they were moved. Raises InputError for a set without masks and for other cases.
+    """
+    if not (Path(path) / DATASET).is_file():
+        return read_set(SetSettings(data=Path(data or path)))
+    about, run = read_description(Path(path) / DATASET)
+    if data is not None:
+        described = Path(data) / DATASET
+        about = replace(about, data=read_description(described)[0].data if described.is_file() else Path(data))
+    return replace(read_set(replace(about, splits=Path(path) / SPLITS)), **run)
+
+
+def read_set(about):
+    """Read and split a set. about: SetSettings."""
+    window = about.window or None
+    if window is not None and not (len(window) == 2 and window[0] < window[1]):
+        raise InputError(f"--window: is {','.join(map(str, window))}; give the lower and the upper HU, as --window=-160,240")
+    options = {name: getattr(about, name) for name in ("prompt", "modality", "channel", "axis", "group")}
+    found = read_cases(about.data, about.layout, window=window, labels=read_labels(about.labels), **options)
+    if not found.classes:
+        raise InputError(f"{about.data}: has no masks; give a labelled set")
+    cases = cut_slabs(found.cases, about.slabs) if about.slabs else found.cases
+    if all(case.group == case.id for case in cases):  # no patients known: look-alikes stand in for them
+        cases = with_groups(cases, near_duplicate_groups(cases, about.duplicates))
+    if about.splits is not None:
+        splits = read_splits(about.splits, cases, about.validation, about.seed)
+    else:
+        splits = make_splits(cases, about.folds, about.seed, about.validation)
+    return LabelledSet(cases, found.classes, splits, about)
+
+
+def write_set(folder, labelled):
+    """Write set.json (how the set is read, and what later programs take over) and splits.json."""
+    about = {f.name: to_plain(getattr(labelled.about, f.name)) for f in fields(SetSettings) if f.name != "splits"}
+    about["data"] = str(labelled.about.data.absolute())
+    write_splits(Path(folder) / SPLITS, labelled.splits)
+    write_json(Path(folder) / DATASET, {"set": about, "run": {name: getattr(labelled, name) for name in TAKEN_OVER}}, indent=2)
+
+
+def read_description(path):
+    """Return set.json: (SetSettings without splits, {field of LabelledSet: value} that later programs take over)."""
     try:
-        values = json.loads(Path(path).read_text())["settings"]
-        kinds = {f.name: f.default for f in fields(DataSettings)} | {"hint": ""}
-        values = {name: tuple(values[name]) if kinds[name] == () else values[name] for name in kinds if name != "splits"}
-        if values["hint"] not in HINTS:
-            raise ValueError(f"unknown hint {values['hint']}")
+        content = json.loads(Path(path).read_text())
+        about = {name: tuple(value) if isinstance(value, list) else value for name, value in content["set"].items()}
+        run = {name: content["run"][name] for name in TAKEN_OVER}
+        if run["hint"] not in (None, *HINTS):
+            raise ValueError(f"unknown hint {run['hint']}")
+        return SetSettings(**{**about, "data": Path(about["data"])}), run
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a folder of stage 2 or of the generator") from error
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: is damaged ({error!r}); write it anew with stage 2") from error
-    return values | {"data": Path(values["data"])}
+        raise InputError(f"{path}: is damaged ({error!r}); write it anew") from error
 
 
-def open_data(settings):
-    """Return (case set, splits): the cases with near-duplicates grouped, and one Split per fold."""
-    window = settings.window or None
-    if window is not None and not (len(window) == 2 and window[0] < window[1]):
-        raise InputError(f"--window: is {','.join(map(str, window))}; give the lower and the upper HU, as --window=-160,240")
-    options = {name: getattr(settings, name) for name in ("prompt", "modality", "channel", "axis", "group")}
-    cases = read_cases(settings.data, settings.layout, window=window, labels=_read_labels(settings.labels), **options)
-    if not cases.classes:
-        raise InputError(f"{settings.data}: has no masks; give a labelled set")
-    if settings.slabs:
-        cases = replace(cases, cases=cut_slabs(cases.cases, settings.slabs))
-    if all(case.group == case.id for case in cases.cases):  # no patients known: look-alikes stand in for them
-        groups = near_duplicate_groups(cases.cases, settings.duplicates)
-        cases = replace(cases, cases=with_groups(cases.cases, groups))
-    if settings.splits is not None:
-        return cases, read_splits(settings.splits, cases.cases, settings.validation, settings.seed)
-    return cases, make_splits(cases.cases, settings.folds, settings.seed, settings.validation)
+def inherit_set(given):
+    """Return, for `parse`, the size and the number of real cases that the images of --generated were made with.
 
-
-def choose_training(cases, split, settings):
-    """Return a fold's training cases: all, or `real_cases` of them in an order that the seed draws, so that sets nest."""
-    chosen = select(cases.cases, split.train)
-    if settings.real_cases is None:
-        return chosen
-    if not 1 <= settings.real_cases <= len(chosen):
-        raise InputError(f"--real-cases: is {settings.real_cases}, and a fold has {len(chosen)}; give 1 to {len(chosen)}")
-    order = torch.randperm(len(chosen), generator=generator(settings.seed, "real cases", *split.train)).tolist()
-    return [chosen[i] for i in sorted(order[: settings.real_cases])]
+    given: {field: value} of the flags given. Returns ({field: value}, where they stand).
+    """
+    folder = given.get("generated")
+    if folder is None:
+        return {}, None
+    found = [folder / DATASET, *sorted(folder.glob(f"*/{DATASET}"))]  # below: the folders of a sweep
+    path = next((path for path in found if path.is_file()), found[0])
+    run = read_description(path)[1]
+    return {name: run[name] for name in ("size", "real_cases")}, path
 
 
 def check_size(size, sizes):
@@ -157,15 +178,38 @@ def choose_folds(fold, splits):
     """Return the fold numbers that "all" or one number asks for."""
     if fold == "all":
         return list(range(len(splits)))
-    if not fold.isdigit() or int(fold) >= len(splits):
+    if fold not in map(str, range(len(splits))):
         raise InputError(f"--fold: is {fold}; give all or a number from 0 to {len(splits) - 1}")
     return [int(fold)]
 
 
-def _read_labels(pairs):
+def read_labels(pairs):
+    """Turn ("1:spleen", "red:tumour") into {1: "spleen", "red": "tumour"}, None where there are none."""
     parts = [pair.partition(":") for pair in pairs]
     if any(not (value and name) for value, _, name in parts):
-        raise InputError(
-            f"--labels: {','.join(pairs)} is not value:class,value:class; write for instance 1:spleen,5:liver"
-        )
-    return {int(value) if value.isdigit() else value: name for value, _, name in parts} or None
+        raise InputError(f"--labels: {','.join(pairs)} is not value:class,value:class; write for instance 1:spleen,5:liver")
+    return {int(value) if value.isascii() and value.isdigit() else value: name for value, _, name in parts} or None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(SetSettings):
+    """Describe a labelled set once: how it is read and split. A folder of images and masks in, set.json out."""
+
+    out: Path = setting(source="[choice] your folder", help="new folder for set.json and splits.json")
+
+
+def main():
+    """Read the set once, write how, and say what is in it."""
+    settings = parse(Settings)
+    if (settings.out / DATASET).exists():
+        raise InputError(f"{settings.out / DATASET}: is there already; choose another folder")
+    labelled = read_set(settings)
+    write_set(settings.out, labelled)
+    groups = len({case.group for case in labelled.cases})
+    print(f"{settings.out}: {len(labelled.cases)} cases in {groups} groups; classes {', '.join(labelled.classes)}")
+    for number, split in enumerate(labelled.splits):
+        print(f"fold {number}: {len(split.train)} training, {len(split.validation)} validation, {len(split.test)} test")
+
+
+if __name__ == "__main__":
+    errors.run(main, again=None)

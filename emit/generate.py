@@ -8,6 +8,7 @@ last bits of its sums differ, which may turn a rounding by one grey level.
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,45 +22,32 @@ from emit.compat import DEVIATIONS, read_compat
 from emit.data.cache import Pictures
 from emit.data.edges import edge_agreement, make_hint
 from emit.data.prompts import add_phrase, draw_phrase, gray_sketch
-from emit.dataset import (
-    DataSettings,
-    check_size,
-    choose_folds,
-    choose_training,
-    inherit_dataset,
-    open_data,
-    write_dataset,
-)
+from emit.dataset import check_size, choose_folds, open_set, write_set
 from emit.files import sha256, write_json
 from emit.generated import find_fault, is_whole, read_manifest, save_pictures, to_bytes
 from emit.ledger import join, open_ledger
 from emit.model import EmitDiff, Sampling, find_edges, load_hed
 from emit.seeds import generator, seed_from
 from emit.training import distributed
-from emit.training.config import parse, save_config, setting, vary
 from emit.training.loop import write_lines
+from emit.training.settings import Limited, parse, save_config, setting, vary
 
 OF_EDGES = ("hed+contour", "hed", "contour")  # hints whose agreement with an image's edges means something
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(DataSettings):
+class Settings(Limited):
     """EMIT-Diff's generator: a fine-tuned ControlNet per fold in, labelled images per training case out."""
 
     model: Path = setting(source="[choice] stage 1's", help="model.safetensors of stage 1, or Stable Diffusion")
     finetuned: Path = setting(
         source="[choice] stage 2's", help="run folder of stage 2, with fold<k>/controlnet.safetensors"
     )
-    prediction: Literal["eps", "v"] | None = setting(
-        None, "[choice] as the file says", help="what the UNet predicts, where --model cannot tell"
-    )
     hed: Path = setting(source="[choice] stage 1's", help="HED weights")
     out: Path = setting(source="[choice] your folder", help="the output folder, new or with --resume", may_change=True)
+    data: Path | None = setting(None, "[choice] where stage 2 read it", help="the labelled images, if they were moved")
     fold: str = setting("all", "[paper] one model per fold", help="all, or one fold number", may_change=True)
     n: int = setting(3, "[choice] seconds; [authors' code]: 50", paper=50, help="images per training case", may_change=True, low=1)
-    hint: Literal["hed+contour", "hed", "contour", "mask", "box"] = setting(
-        "hed+contour", "[paper]", help="edge condition"
-    )
     method: Literal["ddim", "ddpm", "dpmpp_2m"] = setting("ddim", "[authors' code]", help="sampler")
     steps: int = setting(12, "[choice] seconds; [authors' code]: 20", paper=20, help="denoising steps", low=1)
     eta: float = setting(0.0, "[authors' code]", help="DDIM's noise, 0 to 1", low=0, high=1)
@@ -76,22 +64,35 @@ class Settings(DataSettings):
     guess_mode: Literal["original", "diffusers"] | None = setting(
         None, "[authors' code]", help="falling control scales"
     )
-    phrases: bool = setting(False, "[choice] only models that know words", paper=True, help="add an appearance phrase")
-    phrase_weight: float | None = setting(
-        None, "[paper] Fig. 1: as words", help="w mixes the states, (1 - w) prompt + w phrase", low=0, high=1
-    )
+    phrases: str = setting(
+        "none", "[choice] only models that know words", paper="words",
+        help="appearance phrases: none, words (Fig. 1), or w: the text states (1 - w) prompt + w phrase",
+    )  # fmt: skip
     negative: str = setting("", "[choice] no natural-image words", help="text of the unconditional half")
-    grey: bool = setting(True, "[paper]", help="average the channels after decoding")
     compat: tuple[str, ...] = setting(
         (), "[authors' code]", help="diffboost, or diffboost:" + ",".join(DEVIATIONS["emit.generate"])
     )
     sweep: tuple[str, ...] = setting(
         (), "[choice] none", help="guidance=V,V,... or strength=V,V,...: one set of images in --out for each value"
     )
+    seed: int = setting(0, "[choice] stage 2's", help="seed of the draws")
     batch: int = setting(32, "[choice] memory", paper=8, help="images at a time; changes nothing but speed", may_change=True, low=1)
     precision: Literal["float32", "bf16"] = setting("float32", "[authors' code]", help="of the forward passes")
     device: str = setting("cpu", "[choice] demo machine", paper="cuda", help="torch device", may_change=True)
     resume: bool = setting(False, "[choice] explicit", help="go on with the images in --out", may_change=True)
+
+    @property
+    def phrase_weight(self):
+        """The weight of the phrase's text states, None where it is words of the prompt."""
+        if self.phrases in ("none", "words"):
+            return None
+        try:
+            weight = float(self.phrases)
+        except ValueError:
+            weight = math.nan
+        if not 0 <= weight <= 1:
+            raise errors.InputError(f"--phrases: is {self.phrases}; give none, words, or a weight from 0 to 1")
+        return weight
 
 
 def plan(pictures, settings, deviations):
@@ -100,7 +101,7 @@ def plan(pictures, settings, deviations):
     for number, case in enumerate(pictures.cases):
         for index in range(settings.n):
             phrase = draw_phrase(generator(settings.seed, case.id, index, "phrase"))
-            prompt = add_phrase(case.prompt, phrase, settings.phrase_weight) if settings.phrases else case.prompt
+            prompt = case.prompt if settings.phrases == "none" else add_phrase(case.prompt, phrase, settings.phrase_weight)
             if "gray_sketch" in deviations:
                 prompt = gray_sketch(case.prompt, phrase)
             source = () if "one_seed" in deviations else (case.id,)
@@ -108,15 +109,15 @@ def plan(pictures, settings, deviations):
     return jobs
 
 
-def generate_fold(model, hed, cases, classes, settings, deviations, folder, weights):
+def generate_fold(model, hed, cases, labelled, settings, deviations, folder, weights):
     """Make every image of one fold that is not there whole; each line of the manifest is written after its files."""
-    manifest, pictures = folder / "manifest.jsonl", Pictures(cases, settings.size)
+    manifest, pictures = folder / "manifest.jsonl", Pictures(cases, labelled.size)
     lines = {(line["case"], line["index"]): line for line in read_manifest(folder) if is_whole(folder, line)}
     write_lines(manifest, lines.values())
-    sampling = Sampling(**{name: getattr(settings, name) for name in Sampling.__dataclass_fields__})
-    reading = {name: getattr(settings, name) for name in ("layout", "window", "channel", "axis", "labels")}
-    shared = {"hint": settings.hint, "size": settings.size, "negative": settings.negative, "sampling": asdict(sampling)}
-    shared |= {"precision": settings.precision, "weights": weights, "classes": classes, "synthetic": True}
+    sampling = Sampling(**{name: getattr(settings, name) for name in Sampling.__dataclass_fields__ if hasattr(settings, name)})
+    reading = {name: getattr(labelled.about, name) for name in ("layout", "window", "channel", "axis", "labels")}
+    shared = {"hint": labelled.hint, "size": labelled.size, "negative": settings.negative, "sampling": asdict(sampling)}
+    shared |= {"precision": settings.precision, "weights": weights, "classes": labelled.classes, "synthetic": True}
     shared |= {"compat": deviations, "reading": reading}
     sources = {path: sha256(path) for path in {case.path for case in cases}}
     jobs, device = plan(pictures, settings, deviations), next(model.unet.parameters()).device
@@ -128,14 +129,14 @@ def generate_fold(model, hed, cases, classes, settings, deviations, folder, weig
         for chunk in chunks:  # always whole: the last bits of a sum depend on what is computed beside it
             numbers, indices, prompts, seeds = zip(*chunk, strict=True)
             real, masks = pictures.read(numbers)
-            hint = make_hint(settings.hint, masks, find_edges(hed, real), len(classes))
-            images = model.generate(list(prompts), hint, seeds, settings.size, sampling, settings.negative)
+            hint = make_hint(labelled.hint, masks, find_edges(hed, real), len(labelled.classes))
+            images = model.generate(list(prompts), hint, seeds, labelled.size, sampling, settings.negative)
             agreement = edge_agreement(find_edges(hed, images.mean(1, keepdim=True).cpu()), hint[:, :1])
             for row, (number, index) in enumerate(zip(numbers, indices, strict=True)):
                 case = cases[number]
                 if (case.id, index) in lines:
                     continue
-                image = images[row].mean(0) if settings.grey else images[row].permute(1, 2, 0)
+                image = images[row].mean(0)  # three equal channels
                 fault = find_fault(image)
                 if fault:
                     words = "look at --guidance, --strength, --precision and the weights"
@@ -144,7 +145,7 @@ def generate_fold(model, hed, cases, classes, settings, deviations, folder, weig
                 files = to_bytes(image), masks[row].to(torch.uint8).numpy(), to_bytes(2 * hint[row, 0] - 1)
                 line = {"file": name, "case": case.id, "index": index, "prompt": prompts[row], "seed": seeds[row]}
                 line |= {"sha256": save_pictures(folder, name, *files), "source": sources[case.path], **shared}
-                if settings.hint in OF_EDGES:
+                if labelled.hint in OF_EDGES:
                     line["edge_agreement"] = round(agreement[row].item(), 4)
                 lines[case.id, index] = line
                 log.write(json.dumps(line) + "\n")
@@ -164,42 +165,45 @@ def tell_fold(folder, lines):
 
 def main():
     """Generate every fold that is asked for, once for each value of a sweep."""
-    settings = parse(Settings, inherit=inherit_dataset("finetuned"))
+    settings = parse(Settings)
     if settings.eta and settings.method != "ddim":
         raise errors.InputError(f"--eta: is DDIM's, and --method is {settings.method}; leave one of them out")
     distributed.refuse_several("emit.generate")
     deviations = read_compat(settings.compat, "emit.generate")
     runs = vary(settings, ("guidance", "strength"))
-    cases, splits = open_data(settings)
-    folds = choose_folds(settings.fold, splits)
+    settings.phrase_weight  # refused before anything is read  # noqa: B018
+    labelled = open_set(settings.finetuned, settings.data)
+    if labelled.hint is None:
+        raise errors.InputError(f"{settings.finetuned}: holds no set.json of stage 2; give its run folder")
+    folds = choose_folds(settings.fold, labelled.splits)
     device = distributed.start(settings.device)
     hed, hed_header = load_hed(settings.hed)
     files = {f"fold{fold}": settings.finetuned / f"fold{fold}" / "controlnet.safetensors" for fold in folds}
     for controlnet in files.values():  # all can be read, before anything is written
         checkpoints.read(controlnet)
-    model, headers = EmitDiff.load(settings.model, files[f"fold{folds[0]}"], prediction=settings.prediction)
-    check_size(settings.size, model.sizes)
+    model, headers = EmitDiff.load(settings.model, files[f"fold{folds[0]}"])
+    check_size(labelled.size, model.sizes)
     for folder in [run.out / f"fold{fold}" for run in runs.values() for fold in folds]:
         if not settings.resume and read_manifest(folder):
             raise errors.InputError(f"{folder}: already holds images; go on with --resume or choose another folder")
     for run in runs.values():
-        save_config(run.out, run, {"model": settings.model, "hed": settings.hed, **files}, cases.cases)
-        write_dataset(run.out, settings, splits, settings.hint)
+        save_config(run.out, run, {"model": settings.model, "hed": settings.hed, **files}, labelled.cases)
+        write_set(run.out, labelled)
     shared = {"model": sha256(settings.model), "hed": sha256(settings.hed)}
     for fold in folds:
         controlnet = files[f"fold{fold}"]
         if fold != folds[0]:
-            model, headers = EmitDiff.load(settings.model, controlnet, prediction=settings.prediction)
+            model, headers = EmitDiff.load(settings.model, controlnet)
         model.to(device).requires_grad_(False), hed.to(device)
         paths = (settings.model, controlnet, settings.hed)
         ancestry = join(map(open_ledger, paths, (*headers, hed_header)))
         weights = {**shared, "controlnet": sha256(controlnet)}
-        training = choose_training(cases, splits[fold], settings)
+        training = labelled.training(fold)
         for run in runs.values():
             folder = run.out / f"fold{fold}"
             ancestry.write(run.out)
             write_json(folder / "ledger.json", ancestry.header)
-            generate_fold(model, hed, training, cases.classes, run, deviations, folder, weights)
+            generate_fold(model, hed, training, labelled, run, deviations, folder, weights)
 
 
 if __name__ == "__main__":

@@ -215,8 +215,8 @@ MUTANTS = [
     ),
     ("emit/compat.py", 'own if "diffboost" in named else named', "named", "tests/test_compat.py"),
     (DATASET, "sorted(order[: settings.real_cases])", "range(settings.real_cases)", "tests/training/test_dataset.py"),
-    ("emit/training/config.py", "if value in runs:", "if text in runs:", "tests/training/test_config.py"),
-    ("emit/training/config.py", "sweep=(), out=settings.out", "out=settings.out", "tests/training/test_config.py"),
+    ("emit.training.settings.py", "if value in runs:", "if text in runs:", "tests/training/test_config.py"),
+    ("emit.training.settings.py", "sweep=(), out=settings.out", "out=settings.out", "tests/training/test_config.py"),
     ("emit/arms.py", 'by_image: ("alpha",)', 'by_image: ("alpha", "patches")', "tests/test_arms.py"),
     (
         "emit/arms.py",

@@ -1,6 +1,8 @@
 """Published deviations by name, and what those of the generator change: seeds and texts."""
 
+from dataclasses import replace
 from itertools import permutations
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,15 +10,15 @@ import pytest
 from emit.compat import DEVIATIONS, foreign, read_compat
 from emit.data.prompts import APPEARANCE_PHRASES, add_phrase, draw_phrase, gray_sketch
 from emit.errors import InputError
-from emit.generate import plan
+from emit.generate import Settings, plan
 from emit.seeds import generator
 
 CASES = [SimpleNamespace(id=name, prompt=f"US, breast, {name}") for name in ("benign", "malignant")]
-SETTINGS = SimpleNamespace(seed=3, n=4, phrases=False, phrase_weight=None)
+SETTINGS = Settings(**dict.fromkeys(("model", "finetuned", "hed", "out"), Path("x")), seed=3, n=4)
 
 
 def list_jobs(deviations=(), **change):
-    return plan(SimpleNamespace(cases=CASES), SimpleNamespace(**vars(SETTINGS) | change), deviations)
+    return plan(SimpleNamespace(cases=CASES), replace(SETTINGS, **change), deviations)
 
 
 @pytest.mark.parametrize(
@@ -55,11 +57,17 @@ def test_every_image_has_a_seed_of_its_own_but_with_one_seed():
 
 def test_texts_are_the_prompt_unless_asked():
     assert [prompt for _, _, prompt, _ in list_jobs()] == [CASES[0].prompt] * 4 + [CASES[1].prompt] * 4
-    with_words = [prompt for _, _, prompt, _ in list_jobs(phrases=True)]
+    with_words = [prompt for _, _, prompt, _ in list_jobs(phrases="words")]
     phrases = [text.removeprefix(f"{CASES[i // 4].prompt}, ") for i, text in enumerate(with_words)]
     assert set(phrases) <= set(APPEARANCE_PHRASES) and len(set(phrases)) > 1
-    mixed = [prompt for _, _, prompt, _ in list_jobs(phrases=True, phrase_weight=0.25)]
+    mixed = [prompt for _, _, prompt, _ in list_jobs(phrases="0.25")]
     assert mixed[5] == ((0.75, CASES[1].prompt), (0.25, phrases[5]))
+
+
+@pytest.mark.parametrize("phrases", ["1.5", "some", "nan"])
+def test_phrases_that_make_no_sense_are_refused(phrases):
+    with pytest.raises(InputError, match=rf"--phrases: is {phrases}; give none, words, or a weight from 0 to 1"):
+        list_jobs(phrases=phrases)
 
 
 def test_gray_sketch_has_the_published_weights():

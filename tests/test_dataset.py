@@ -1,25 +1,30 @@
-"""The shared data settings: slabs, folds by name, labels by flag."""
+"""The labelled set: described once and read the same by every program; slabs, folds by name, labels by flag."""
 
+import json
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from emit.data.cases import Case, CaseSet
+from emit import dataset
+from emit.data.cases import Case
+from emit.data.phantom import write_phantoms
 from emit.data.splits import Split
-from emit.errors import InputError
-from emit.model import SD15, demo_sizes
-from emit.training.config import parse
 from emit.dataset import (
-    DataSettings,
+    LabelledSet,
+    SetSettings,
     check_size,
     choose_folds,
-    choose_training,
     cut_slabs,
-    inherit_dataset,
-    open_data,
-    write_dataset,
+    inherit_set,
+    open_set,
+    read_set,
+    write_set,
 )
+from emit.errors import InputError
+from emit.model import SD15, demo_sizes
+from emit.training.settings import parse
 
 
 def make_slices(volume, count, start=0):
@@ -55,25 +60,25 @@ def test_unknown_folds_are_refused(fold):
 @pytest.mark.parametrize("labels", [("1",), ("spleen",), (":spleen",)])
 def test_labels_need_value_and_class(labels, tmp_path):
     with pytest.raises(InputError, match="--labels"):
-        open_data(DataSettings(data=tmp_path, labels=labels))
+        read_set(SetSettings(data=tmp_path, labels=labels))
 
 
 @pytest.mark.parametrize("window", [(-160.0,), (1.0, 2.0, 3.0), (240.0, -160.0), (5.0, 5.0)])
 def test_a_window_is_two_ascending_numbers(window, tmp_path):
     with pytest.raises(InputError, match=r"--window: is .*; give the lower and the upper HU"):
-        open_data(DataSettings(data=tmp_path, window=window))
+        read_set(SetSettings(data=tmp_path, window=window))
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        *["--folds=1", "--validation=1", "--validation=-0.1", "--duplicates=1.5", "--size=8", "--real-cases=0"],
+        *["--folds=1", "--validation=1", "--validation=-0.1", "--duplicates=1.5"],
         *["--axis=3", "--window=wide", "--slabs=-1", "--channel=-1"],
     ],
 )
 def test_bad_numbers_are_refused_when_read(words):
     with pytest.raises(InputError, match=f"^{words.partition('=')[0]}: "):
-        parse(DataSettings, ["--data", "x", words])
+        parse(SetSettings, ["--data", "x", words])
 
 
 @pytest.mark.parametrize(
@@ -96,8 +101,8 @@ def test_sizes_that_the_networks_can_halve():
 def keep(count, seed=0):
     flat = [Case(f"case{i:02d}", f"case{i:02d}", "", "", "x.png", None) for i in range(30)]
     split = Split(tuple(case.id for case in flat[:20]), (), tuple(case.id for case in flat[20:]))
-    settings = DataSettings(data=None, real_cases=count, seed=seed)
-    return [case.id for case in choose_training(CaseSet(flat, ("background", "lesion"), "busi", ""), split, settings)]
+    labelled = LabelledSet(flat, ("background", "lesion"), [split], None, real_cases=count, seed=seed)
+    return [case.id for case in labelled.training(0)]
 
 
 def test_fewer_training_cases_are_among_more_and_are_drawn():
@@ -105,43 +110,75 @@ def test_fewer_training_cases_are_among_more_and_are_drawn():
     assert keep(None) == keep(20) == everything
     assert len(keep(5)) == 5 and set(keep(5)) < set(keep(9)) < set(everything)
     assert keep(5) != everything[:5] and keep(5) != keep(5, seed=1) and keep(5) == sorted(keep(5))
+    with pytest.raises(InputError, match=r"--real-cases: is 21, and fold 0 has 20"):
+        keep(21)
 
 
-@pytest.mark.parametrize("count", [0, 21])
-def test_impossible_numbers_of_training_cases_are_refused(count):
-    with pytest.raises(InputError, match=r"--real-cases.*1 to 20"):
-        keep(count)
+# ---- one description for every program
 
 
-def write_run(folder, **changes):
-    settings = parse(DataSettings, ["--data", str(folder)])
-    write_dataset(folder, replace(settings, **changes), [Split(("a",), (), ("b",))], "mask")
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_phantoms(folder, size=32, pretrain=1, busi=9, patients=4)
+    return folder
 
 
-def test_a_later_program_reads_the_set_as_the_earlier_one_did(tmp_path):
-    write_run(tmp_path / "fine", labels=("1:spleen",), size=128, window=(-100.0, 200.0), real_cases=3, data=tmp_path)
-    values, path = inherit_dataset("finetuned")({"finetuned": tmp_path / "fine"})
-    assert path == tmp_path / "fine" / "dataset.json"
-    assert (values["labels"], values["size"], values["window"]) == (("1:spleen",), 128, (-100.0, 200.0))
-    assert values["hint"] == "mask" and values["splits"] == tmp_path / "fine" / "splits.json"
-    assert values["seed"] == 0 and values["data"] == tmp_path
-    assert inherit_dataset("finetuned")({}) == ({}, None)
+def test_a_set_is_described_once_and_read_the_same(images, tmp_path, monkeypatch, capsys):
+    words = ["--data", images / "Task09_Spleen", "--labels", "1:organ", "--window=-100,200", "--folds", 2]
+    words += ["--out", tmp_path / "a"]
+    monkeypatch.setattr(sys, "argv", ["dataset", *map(str, words)])
+    dataset.main()
+    said = capsys.readouterr().out
+    first = open_set(tmp_path / "a")
+    assert first.classes == ("background", "organ") and first.about.window == (-100.0, 200.0) and len(first.splits) == 2
+    assert f"{len(first.cases)} cases in 4 groups; classes background, organ" in said and "fold 1: " in said
+    fine = replace(first, size=128, hint="mask", real_cases=3, seed=5)  # as stage 2 does
+    write_set(tmp_path / "b", fine)
+    again = open_set(tmp_path / "b")
+    assert (again.size, again.hint, again.real_cases, again.seed) == (128, "mask", 3, 5)
+    assert again.splits == first.splits and [c.id for c in again.training(0)] == [c.id for c in fine.training(0)]
+    with pytest.raises(InputError, match=r"a/set.json: is there already"):
+        dataset.main()
 
 
-def test_what_may_differ_between_programs(tmp_path):
-    """Another place of the data; another seed where no random subset of the cases hangs on it."""
-    write_run(tmp_path)
-    values, _ = inherit_dataset("generated")({"generated": tmp_path, "data": tmp_path / "moved", "seed": 7})
-    assert "data" not in values and "seed" not in values
-    write_run(tmp_path, real_cases=3)
-    assert inherit_dataset("generated")({"generated": tmp_path, "seed": 7})[0]["seed"] == 0
+def test_a_plain_folder_is_the_set_with_every_default(images, tmp_path):
+    plain = open_set(images / "BUSI")
+    assert len(plain.splits) == 3 and plain.size is None and plain.real_cases is None
+    write_set(tmp_path, plain)
+    moved = (images / "BUSI").rename(images / "elsewhere")
+    with pytest.raises(InputError, match="BUSI: is not a folder"):
+        open_set(tmp_path)
+    assert [case.id for case in open_set(tmp_path, moved).cases] == [case.id for case in plain.cases]
+    moved.rename(images / "BUSI")
+    with pytest.raises(InputError, match=r"splits: .* is unknown|in no part"):
+        open_set(tmp_path, images / "Task09_Spleen")  # another set
 
 
-def test_the_folder_of_a_sweep_and_a_folder_of_none(tmp_path):
-    write_run(tmp_path / "guidance_2")
-    assert inherit_dataset("generated")({"generated": tmp_path})[1] == tmp_path / "guidance_2" / "dataset.json"
-    with pytest.raises(InputError, match=r"other/dataset.json: cannot be read"):
-        inherit_dataset("generated")({"generated": tmp_path / "other"})
-    (tmp_path / "guidance_2" / "dataset.json").write_text('{"settings": {"size": 3}}')
-    with pytest.raises(InputError, match=r"dataset.json: is damaged"):
-        inherit_dataset("generated")({"generated": tmp_path})
+def test_stage_3_takes_size_and_real_cases_over(images, tmp_path):
+    assert inherit_set({}) == ({}, None)
+    labelled = replace(open_set(images / "BUSI"), size=32, real_cases=3)
+    write_set(tmp_path / "guidance_2", labelled)
+    expected = {"size": 32, "real_cases": 3}, tmp_path / "guidance_2" / "set.json"
+    assert inherit_set({"generated": tmp_path}) == inherit_set({"generated": tmp_path / "guidance_2"}) == expected
+
+
+DAMAGE = [
+    lambda c: [],
+    lambda c: {},
+    lambda c: c | {"run": {}},
+    lambda c: c | {"run": c["run"] | {"hint": "x"}},
+    lambda c: c | {"set": c["set"] | {"colour": 1}},
+    lambda c: c | {"set": c["set"] | {"folds": 0}},
+]
+
+
+@pytest.mark.parametrize("change", DAMAGE)
+def test_a_damaged_description_is_one_line(images, tmp_path, change):
+    with pytest.raises(InputError, match=r"set.json: cannot be read"):
+        inherit_set({"generated": tmp_path})
+    write_set(tmp_path, open_set(images / "BUSI"))
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(InputError, match=r"set.json: is damaged|--folds: is 0"):
+        open_set(tmp_path)

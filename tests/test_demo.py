@@ -43,7 +43,8 @@ def test_phantoms_that_are_not_whole_are_written_again_and_strange_folders_refus
 
 def test_what_stops_the_demo_stops_its_command(monkeypatch):
     """The child gets the same signal, and the demo waits for its end: it is saving its state."""
-    command = [sys.executable, "-c", "import signal, time; signal.signal(15, lambda *_: exit(3)); print(1, flush=True); time.sleep(60)"]
+    code = "import signal, time; signal.signal(15, lambda *_: exit(3)); print(1, flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", code]
     children, start = [], subprocess.Popen
 
     class Child(start):

@@ -1,7 +1,7 @@
 """EmitDiff as a whole: guidance, seeds, both predictions, captions, latents, files, and one step at full size."""
 
-import math
 import json
+import math
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from emit import checkpoints
-from emit.errors import InputError
 from emit.data.cache import Batch
+from emit.errors import InputError
 from emit.model import PRESETS, EmitDiff, Sampling, Sizes, drop_captions, find_edges, load_hed, sizes_of, to_grey
 from emit.networks.hed import HED, HEDv11
 from emit.networks.vae import Posterior

@@ -17,8 +17,9 @@ from torch import nn
 import train_seg
 from emit import files
 from emit.arms import ARMS, Arm
-from emit.data.cases import Case, CaseSet
+from emit.data.cases import Case
 from emit.data.splits import Split
+from emit.dataset import LabelledSet, SetSettings
 from emit.errors import InputError
 from emit.seeds import generator
 
@@ -26,12 +27,16 @@ CLASSES = ("background", "lesion")
 SMALL = {
     "data": Path("phantoms"),
     "size": 16,
+    "device": "cpu",
     "channels": (2, 4),
     "batch": 4,
     "warmup": 0,
     "steps": 6,
     "select_every": 2,
 }
+
+
+LABELLED = LabelledSet([], CLASSES, [], SetSettings(data=Path("phantoms"), window=(-100.0, 200.0)))
 
 
 def make_settings(out, **change):
@@ -61,7 +66,7 @@ def make_fold(**change):
     """Return a fold of 8 training cases, whose images are -1 + i / 10, 2 of validation and 3 of the test."""
     training = [make_case(f"t{i}", -1 + i / 10) for i in range(8)]
     parts = [[make_case(f"{part}{i}") for i in range(count)] for part, count in (("v", 2), ("test", 3))]
-    return replace(train_seg.Fold(0, CLASSES, training, *parts, FakeGenerated()), **change)
+    return replace(train_seg.Fold(0, LABELLED, training, *parts, FakeGenerated()), **change)
 
 
 class Spy(nn.Module):
@@ -124,8 +129,8 @@ def test_mix_logits_takes_each_pixels_finding_from_the_image_it_belongs_to(train
 @pytest.mark.parametrize(("compat", "selects"), [((), "validation"), (("select_on_test",), "test")])
 def test_weights_are_selected_on_validation_unless_asked(tmp_path, compat, selects):
     parts = {name: (f"{name} 1", f"{name} 2") for name in ("train", "validation", "test")}
-    cases = CaseSet([make_case(name) for ids in parts.values() for name in ids], CLASSES, "busi", "")
-    (fold,) = train_seg.open_folds(make_settings(tmp_path, compat=compat), cases, [Split(**parts)])
+    labelled = replace(LABELLED, cases=[make_case(name) for ids in parts.values() for name in ids], splits=[Split(**parts)])
+    (fold,) = train_seg.open_folds(make_settings(tmp_path, compat=compat), labelled)
     found = [tuple(case.id for case in part) for part in (fold.training, fold.validation, fold.test)]
     assert found == [parts["train"], parts[selects], parts["test"]]
 
@@ -173,7 +178,7 @@ def test_the_best_weights_are_taken_the_latest_of_equals_and_the_last_without_va
 
 
 def test_the_weights_file_says_what_is_needed_to_use_it(tmp_path):
-    settings = make_settings(tmp_path, window=(-100.0, 200.0), steps=1)
+    settings = make_settings(tmp_path, steps=1)
     train_seg.train_segmenter(ARMS["baseline"], make_fold(), settings, tmp_path / "run", 0)
     with safe_open(tmp_path / "run" / "segmenter.safetensors", "pt") as file:
         header = json.loads(file.metadata()["emit"])

@@ -36,7 +36,7 @@ WORDS = {  # title and caption
 }
 
 
-def illustrate(folder, scores, rows, results, cases, settings):
+def illustrate(folder, scores, rows, results, labelled, settings):
     """Draw each figure that the run folder has the material for into figures/; return [(title, path, caption)].
 
     scores: {arm: {seed: {case: Dice}}}. A figure that cannot be drawn is left out, with a line that says why.
@@ -47,10 +47,10 @@ def illustrate(folder, scores, rows, results, cases, settings):
     figures = {
         "paired": (lambda: means, save_paired),
         "contours": (
-            lambda: collect_examples(folder, shown, scores["baseline"], rows, cases),
-            partial(save_contours, classes=cases.classes),
+            lambda: collect_examples(folder, shown, scores["baseline"], rows, labelled),
+            partial(save_contours, classes=labelled.classes),
         ),
-        "generated": (lambda: collect_generated(settings, cases.cases), save_generated),
+        "generated": (lambda: collect_generated(settings, labelled.cases), save_generated),
         "curves": (lambda: collect_curves(folder, shown), save_curves),
     }
     paths = {name: Path(folder) / "figures" / f"{name}.png" for name in figures}
@@ -76,7 +76,7 @@ def choose_percentiles(scores):
     return [(percentile, case) for case, percentile in chosen.items()]
 
 
-def collect_examples(folder, arms, baseline, rows, cases):
+def collect_examples(folder, arms, baseline, rows, labelled):
     """Return what `save_contours` draws; nothing where a run has no predictions. baseline: {seed: {case: Dice}}."""
     seed = min(baseline)
     wanted = {row["case"] for row in rows if row["target"]}  # contours of nothing show nothing
@@ -86,7 +86,7 @@ def collect_examples(folder, arms, baseline, rows, cases):
         files = {arm: run_folder(folder, arm, mine[0]["fold"], seed) / "predictions.npz" for arm in arms}
         if not all(file.exists() for file in files.values()):
             return []
-        slices = group_volumes(cases.cases)[name]
+        slices = group_volumes(labelled.cases)[name]
         masks = [case.mask for case in slices]
         largest = int(np.argmax([np.count_nonzero(mask) for mask in masks]))
         case, found = slices[largest], {}

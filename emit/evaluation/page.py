@@ -42,11 +42,11 @@ TESTS = (
 )
 
 
-def write_page(path, results, tables, figures, cases, splits, settings):
+def write_page(path, results, tables, figures, labelled, settings):
     """Write the page. tables: {name: rows of strings, header first}; figures: [(title, path, caption)]."""
     stamp = results["stamp"]
     parts = [
-        f"<h1>EMIT-Diff: {len(results['arms'])} arms on {escape(settings.data.name)}</h1>",
+        f"<h1>EMIT-Diff: {len(results['arms'])} arms on {escape(labelled.about.data.name)}</h1>",
         f'<p class="stamp">{escape(stamp)}</p>' if stamp else "",
         f'<div class="result">{make_paragraphs(*results["conclusion"])}</div>',
         "<h2>Scores</h2>",
@@ -62,9 +62,9 @@ def write_page(path, results, tables, figures, cases, splits, settings):
         make_table(tables["kinds"]),
         make_paragraphs(EMPTY_MASKS),
         "<h2>Splits and leaks</h2>",
-        make_table(list_splits(cases, splits)),
+        make_table(list_splits(labelled)),
         make_paragraphs(*explain_leaks(results, settings)),
-        make_table(list_ledger(cases, splits, settings)) if settings.generated else "",
+        make_table(list_ledger(labelled, settings)) if settings.generated else "",
         "<h2>Settings</h2>",
         make_paragraphs(describe_versions(results["versions"])),
         make_table(list_settings(settings), kind="plain"),
@@ -109,11 +109,11 @@ def explain_scores(results, settings):
     return words + (f" Standard deviation of mean Dice between seeds: {', '.join(spreads)}." if seeds > 1 else "")
 
 
-def list_splits(cases, splits):
+def list_splits(labelled):
     """Return the table of folds: cases and groups in each part, and groups that are in more than one."""
-    group_of = {case.id: case.group for case in cases.cases}
+    group_of = {case.id: case.group for case in labelled.cases}
     table = [["fold", "training", "validation", "test", "groups in two parts"]]
-    for fold, split in enumerate(splits):
+    for fold, split in enumerate(labelled.splits):
         parts = split.train, split.validation, split.test
         groups = [{group_of[name] for name in part} for part in parts]
         shared = len(groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2])
@@ -134,13 +134,13 @@ def explain_leaks(results, settings):
     )
 
 
-def list_ledger(cases, splits, settings):
+def list_ledger(labelled, settings):
     """Return the table of what each fold's generator has seen, and how many of the fold's test cases are among it."""
     table = [["fold", "seen by the generator", "test cases looked for", "found"]]
-    for fold, split in enumerate(splits):
+    for fold, split in enumerate(labelled.splits):
         seen = ledger.read(Path(settings.generated) / f"fold{fold}" / "ledger.json")
         stages = "; ".join(f"{entry['stage']}: {entry['cases']} cases" for entry in seen.entries)
-        leaked = {case for case, _ in seen.find(select(cases.cases, split.test))}
+        leaked = {case for case, _ in seen.find(select(labelled.cases, split.test))}
         found = str(len(leaked)) if seen.entries else "unknown"
         table.append([str(fold), stages or "unknown", str(len(split.test)), found])
     return table

@@ -21,21 +21,21 @@ from emit.evaluation.figures import attempt, save_sweep
 from emit.evaluation.illustrate import illustrate
 from emit.evaluation.metrics import KINDS, summarise
 from emit.evaluation.page import write_page
-from emit.evaluation.statistics import compare_arms, conclude, describe_arms, verdict
+from emit.evaluation.statistics import LEVEL, compare_arms, conclude, describe_arms, verdict
 from emit.files import write_json, write_text
 from emit.generated import read_manifest
 from emit.seeds import seed_from
-from emit.training.config import code_version
+from emit.training.settings import code_version
 
 BASELINE, OURS, CONTROL = "baseline", "ours", "copies"
 ALL = "all classes"
 NOTHING = "No arm with generated images was run: nothing is concluded about generated images."
 
 
-def write_report(folder, rows, cases, splits, settings, classical, fidelity=(), beside_real=()):
+def write_report(folder, rows, labelled, settings, classical, fidelity=(), beside_real=()):
     """Write per_case.csv and summary.json into the folder, print the table and the conclusion, draw figures/ and the page.
 
-    rows: dicts with arm, fold, seed, case, and what `score_case` returns. cases: CaseSet. splits: one Split per fold.
+    rows: dicts with arm, fold, seed, case, and what `score_case` returns. labelled: LabelledSet.
     settings: of train_seg.py. classical: names of the classical arms. fidelity: rows of `mask_fidelity` for the generated
     images, if there are any; beside_real: one dict of `describe_generated` per fold. Returns what summary.json holds.
     """
@@ -46,7 +46,7 @@ def write_report(folder, rows, cases, splits, settings, classical, fidelity=(), 
         "settings": asdict(settings),
         "versions": list_versions(),
         "stamp": f"published deviations on: {deviations}" if deviations else "",
-        **compute(scores, rows, cases.cases, settings, classical),
+        **compute(scores, rows, labelled.cases, settings, classical),
         "fidelity": describe_fidelity(fidelity),
         "beside_real": {"folds": list(beside_real), "sentences": describe_beside_real(beside_real)},
     }
@@ -55,10 +55,10 @@ def write_report(folder, rows, cases, splits, settings, classical, fidelity=(), 
     print("", *filter(None, [results["stamp"]]), *(align(table) + "\n" for table in tables.values()), sep="\n")
     print(*results["conclusion"], *results["fidelity"]["sentences"], *results["beside_real"]["sentences"], sep="\n")
     tables["comparisons"] = list_comparisons(results)
-    if len(cases.classes) > 2:
+    if len(labelled.classes) > 2:
         tables["classes"] = list_classes(results)
-    figures = illustrate(folder, scores, rows, results, cases, settings)
-    write_page(folder / "report.html", results, tables, figures, cases, splits, settings)
+    figures = illustrate(folder, scores, rows, results, labelled, settings)
+    write_page(folder / "report.html", results, tables, figures, labelled, settings)
     return results
 
 
@@ -97,8 +97,8 @@ def compute(scores, rows, cases, settings, classical):
     generated = [arm for arm in arms if arm not in (BASELINE, CONTROL, *classical)]
     others = [arm for arm in arms if arm in (CONTROL, *classical)]
     rng = np.random.default_rng(seed_from(settings.seed, "bootstrap"))
-    compared = compare_arms(scores, generated, BASELINE, classical, rng, groups, settings.level)
-    compared += compare_arms(scores, others, BASELINE, (), rng, groups, settings.level)
+    compared = compare_arms(scores, generated, BASELINE, classical, rng, groups)
+    compared += compare_arms(scores, others, BASELINE, (), rng, groups)
     judged = OURS if OURS in generated else next(iter(generated), None)
     return {
         "arms": {arm: {"scores": describe_arm(arm, rows), "dice": described[arm]} for arm in arms},
@@ -184,7 +184,7 @@ def list_cases(rows):
 def list_scores(results):
     """Return the main table as rows of strings, the header first."""
     unit = "/".join(results["units"])
-    header = ["arm", "Dice", "difference", f"{100 * (1 - results['settings']['level']):g} % interval", "p (Holm)"]
+    header = ["arm", "Dice", "difference", f"{100 * (1 - LEVEL):g} % interval", "p (Holm)"]
     table = [[*header, "IoU", "precision", "recall", f"HD95 [{unit}]", f"ASSD [{unit}]", "NSD"]]
     against = {c["arm"]: show_comparison(c) for c in results["comparisons"] if c["reference"] == BASELINE}
     for arm, entry in results["arms"].items():

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+LEVEL = 0.05  # of tests and intervals [choice] convention
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -68,7 +70,7 @@ def describe_arms(scores):
     }
 
 
-def compare_arms(scores, arms, baseline, classical, rng, groups=None, level=0.05, resamples=2000):
+def compare_arms(scores, arms, baseline, classical, rng, groups=None, level=LEVEL, resamples=2000):
     """Compare each of `arms` with the baseline and with the best of the `classical` arms: a list of Comparison.
 
     groups: {case: patient}, where cases share one; None where each case stands alone.  rng: numpy Generator.
@@ -94,7 +96,7 @@ def compare_arms(scores, arms, baseline, classical, rng, groups=None, level=0.05
     return [Comparison(*row, p_adjusted=p, **shared) for row, p in zip(found, adjusted, strict=True)]
 
 
-def bootstrap_interval(differences, rng, members=None, level=0.05, resamples=2000):
+def bootstrap_interval(differences, rng, members=None, level=LEVEL, resamples=2000):
     """Percentile bootstrap interval (low, high) of the mean paired difference, at confidence 1 - level.
 
     differences: (cases,), averaged over seeds.  members: (cases,) group numbers 0..G-1; whole groups are drawn with

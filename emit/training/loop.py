@@ -1,6 +1,6 @@
 """How a training run survives: steps, order, draws, accumulation, clipping, EMA, log, checkpoint, resume.
 
-    run = Run(folder, {"controlnet": controlnet}, lr=1e-5, steps=1000, batch=16, seed=0, ema=0.999)
+    run = Run(folder, {"controlnet": controlnet}, RunSettings(lr=1e-5, steps=1000, batch=16))
     for step, batch in run.steps(data):
         loss = ...                                   # noise and timesteps from run.rng, forward under run.autocast()
         run.update(loss, edge_agreement=agreement)   # extra numbers go to the log
@@ -28,6 +28,10 @@ from emit.seeds import generator
 from emit.training import distributed
 from emit.training.order import Order, prefetch
 
+LOG_EVERY = 20  # [choice] steps between lines of the log
+CLIP = 1.0  # [choice] largest gradient norm: no step runs away
+WEIGHT_DECAY = 0.01  # AdamW's own default (1711.05101)
+
 
 def learning_rate(step, lr, steps, warmup=0, schedule="constant"):
     """Return the learning rate of step 0 .. steps - 1.
@@ -50,25 +54,13 @@ def ema_decay(updates, decay):
     return min(decay, (1 + updates) / (10 + updates))
 
 
-def check_options(
-    folder, *, lr, steps, batch, ema, warmup, schedule, clip, accumulate, precision, log_every, save_every, **others
-):
-    """Refuse options that a Run in this folder would refuse: for scripts that train several parts one after another."""
-    pieces = accumulate * distributed.ranks()
-    wrong = {
-        "steps, log_every and save_every must be at least 1": min(steps, log_every, save_every) < 1,
-        "lr must be above 0": lr <= 0,
-        f"batch must be a multiple of accumulate x processes = {pieces}": batch % max(pieces, 1),
-        "batch and accumulate must be at least 1": batch < 1 or accumulate < 1,
-        "warmup must be from 0 to steps - 1": not 0 <= warmup < steps,
-        "clip must be none or above 0": clip is not None and clip <= 0,
-        "ema must be none or between 0 and 1": not 0 <= (ema or 0) < 1,
-        "schedule must be constant or cosine": schedule not in ("constant", "cosine"),
-        "precision must be float32 or bf16": precision not in ("float32", "bf16"),
-    }
-    for rule, broken in wrong.items():
-        if broken:
-            raise InputError(f"{folder}: {rule}; change that setting")
+def check_run(folder, settings):
+    """Refuse settings that a Run in this folder would refuse: for scripts that train several parts one after another."""
+    pieces = settings.accumulate * distributed.ranks()
+    if settings.batch % pieces:
+        raise InputError(f"{folder}: batch must be a multiple of accumulate x processes = {pieces}; change one of them")
+    if settings.warmup >= settings.steps:
+        raise InputError(f"{folder}: warmup must be from 0 to steps - 1 = {settings.steps - 1}; change one of them")
 
 
 def room_needed(trained, saved):
@@ -83,64 +75,42 @@ def room_needed(trained, saved):
 class Run:
     """One training run in one folder: log.jsonl and state.pt (tensors and plain numbers: weights, AdamW, EMA, step).
 
-    batch is the number of samples of one optimiser step; `accumulate` cuts it into that many forward passes, and the
-    processes of torchrun share it, so neither changes what is learned. Losses must be means over their samples.
+    settings: RunSettings. Its batch is the number of samples of one optimiser step; `accumulate` cuts it into that many
+    forward passes, and the processes of torchrun share it, so neither changes what is learned. Losses must be means over
+    their samples. precision "bf16": run.autocast() computes in bfloat16; weights, average and optimiser stay float32.
     modules: name -> module, already on its device. parameters: what is trained (None: all that require a gradient).
-    clip: largest gradient norm (None: no limit). ema: decay (None: no average). precision "bf16": run.autocast()
-    computes in bfloat16; weights, EMA and optimiser stay float32. Raises InputError for a used folder without resume
-    and for resume with other settings; resume in an empty folder starts.
+    clip: largest gradient norm (inf: no limit). Raises InputError for a used folder without resume and for resume with
+    other settings; resume in an empty folder starts.
     """
 
-    def __init__(
-        self,
-        folder,
-        modules,
-        parameters=None,
-        *,
-        lr,
-        steps,
-        batch,
-        seed,
-        ema=None,
-        warmup=0,
-        schedule="constant",
-        clip=1.0,
-        accumulate=1,
-        precision="float32",
-        weight_decay=0.01,
-        shuffle=True,
-        log_every=10,
-        save_every=1000,
-        resume=False,
-        workers=1,
-        name="train",
-    ):
+    def __init__(self, folder, modules, settings, *, parameters=None, shuffle=True, name="train", log_every=LOG_EVERY,
+                 clip=CLIP, weight_decay=WEIGHT_DECAY, workers=1):  # fmt: skip
         self.folder, self.modules, self.name = Path(folder), dict(modules), name
-        self.settings = dict(lr=lr, batch=batch, seed=seed, ema=ema, warmup=warmup, schedule=schedule, clip=clip)
-        self.settings |= dict(accumulate=accumulate, precision=precision, weight_decay=weight_decay, shuffle=shuffle)
-        self.settings |= dict(ranks=distributed.ranks())
-        if schedule == "cosine":  # only then does their number change the earlier steps
-            self.settings |= dict(steps=steps)
-        check_options(self.folder, **self.settings | dict(steps=steps, log_every=log_every, save_every=save_every))
-        self.lr, self.batch, self.seed, self.accumulate = lr, batch, seed, accumulate
-        self.total, self.warmup, self.schedule = steps, warmup, schedule
-        self.clip = math.inf if clip is None else clip
-        self.log_every, self.save_every, self.workers = log_every, save_every, workers
+        check_run(self.folder, settings)
+        kept = ("lr", "batch", "seed", "ema", "warmup", "schedule", "accumulate", "precision")
+        self.settings = {key: getattr(settings, key) for key in kept}
+        self.settings |= dict(clip=clip, weight_decay=weight_decay, shuffle=shuffle, ranks=distributed.ranks())
+        if settings.schedule == "cosine":  # only then does their number change the earlier steps
+            self.settings |= dict(steps=settings.steps)
+        self.lr, self.batch, self.seed, self.accumulate = settings.lr, settings.batch, settings.seed, settings.accumulate
+        self.total, self.warmup, self.schedule = settings.steps, settings.warmup, settings.schedule
+        self.clip, self.log_every, self.save_every, self.workers = clip, log_every, settings.save_every, workers
         self.named = self._name_parameters(parameters)
         self.parameters = list(self.named.values())
         self.device = self.parameters[0].device
         distributed.copy_from_first([p.data for p in self.parameters])
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=weight_decay, fused=True)
-        self.decay = ema
-        self.ema = None if ema is None else [p.detach().clone() for p in self.parameters]
-        self._autocast = {"device_type": self.device.type, "dtype": torch.bfloat16, "enabled": precision == "bf16"}
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=self.lr, weight_decay=weight_decay, fused=True)
+        self.decay = settings.ema
+        self.ema = [p.detach().clone() for p in self.parameters] if settings.ema else None
+        in_bf16 = settings.precision == "bf16"
+        self._autocast = {"device_type": self.device.type, "dtype": torch.bfloat16, "enabled": in_bf16}
         self.step = self.done = 0  # the step being computed; how many are complete
         self.part = 0  # which forward pass of this step
         self.rng, self.samples = None, None
         self.hashes = None  # content hashes of the pictures that were read, where the data counts them
         self.loss = torch.zeros((), device=self.device)
         self.sums = {}  # name -> [sum, count] since the last line of the log
-        self._open_folder(resume)
+        self._open_folder(settings.resume)
 
     # ---- what a script calls
 

@@ -4,34 +4,35 @@ import base64
 import csv
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from emit.data.cases import Case, CaseSet
+from emit.data.cases import Case
 from emit.data.similarity import content_hash
 from emit.data.splits import Split
-from emit.dataset import DataSettings
+from emit.dataset import LabelledSet, SetSettings
 from emit.evaluation.illustrate import choose_percentiles, choose_shown, collect_curves, collect_generated
 from emit.evaluation.report import average_classes, compute, find_deviations, write_report, write_sweep
 from emit.ledger import Ledger
-from emit.training.config import setting
+from emit.training.settings import Limited, setting
 
 SIZE, COUNT = 16, 8
 NAMES = [f"benign/b{i}" for i in range(COUNT)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(DataSettings):
+class Settings(Limited):
     """What the report reads of train_seg.py's settings."""
 
+    data: Path = setting(source="[choice] your folder", help="the images")
+    seed: int = setting(0, "[choice] any number", help="seed")
     generated: Path | None = setting(None, "[choice] none", help="images with <masks> & edges")
     compat: tuple[str, ...] = setting((), "[authors' code]", help="switches")
     tolerance: float = setting(2.0, "[choice] a width", help="of NSD")
-    level: float = setting(0.05, "[choice] convention", help="of tests")
 
 
 def load(number):
@@ -43,7 +44,7 @@ def load(number):
 
 def case_set(classes=("background", "lesion")):
     cases = [Case(n, n, "US, breast", "benign", n, lambda path, i=i: load(i)) for i, n in enumerate(NAMES)]
-    return CaseSet(cases, classes, "busi", "data")
+    return LabelledSet(cases, classes, folds(), SetSettings(data=Path("somewhere/BUSI")))
 
 
 def folds():
@@ -72,7 +73,7 @@ def rows_of(gains, seeds=1):
 
 def write(folder, rows, classical=("mirror",), cases=None, **options):
     settings = Settings(data=Path("somewhere/BUSI"), **options)
-    write_report(folder, rows, cases or case_set(), folds(), settings, classical)
+    write_report(folder, rows, cases or case_set(), settings, classical)
     text = (folder / "summary.json").read_text()
     return json.loads(text, parse_constant=pytest.fail), (folder / "report.html").read_text(encoding="utf-8")
 
@@ -151,7 +152,7 @@ def test_numbers_equal_hand_computation(full):
     assert found["ours", "baseline"]["effect"] == 1 and found["generated only", "baseline"]["effect"] == -1
     assert 0.1 < found["ours", "baseline"]["low"] < 0.1035 < found["ours", "baseline"]["high"] < 0.107
     assert summary["best_classical"] == "mirror" and summary["generated_arms"] == ["ours", "generated only"]
-    assert summary["settings"]["compat"] == ["diffboost:select_on_test"] and summary["settings"]["folds"] == 3
+    assert summary["settings"]["compat"] == ["diffboost:select_on_test"] and summary["settings"]["tolerance"] == 2.0
 
 
 def test_conclusion_is_about_ours_and_says_both_references(full):
@@ -313,7 +314,7 @@ def test_a_sweep_is_written_and_drawn(tmp_path, monkeypatch, capsys):
     results = {}
     for alpha, gain in ((0.2, 0.1), (0.6, 0.2)):
         rows = rows_of({"baseline": 0.0, "ours": gain})
-        options = {"cases": case_set(), "splits": folds(), "settings": Settings(data=Path("BUSI")), "classical": ()}
+        options = {"labelled": case_set(), "settings": Settings(data=Path("BUSI")), "classical": ()}
         results[alpha] = write_report(tmp_path / str(alpha), rows, **options)
     write_sweep(tmp_path, results, "share of real patches")
     found = json.loads((tmp_path / "sweep.json").read_text())
@@ -335,7 +336,7 @@ def test_nearness_to_training_images_is_reported(tmp_path):
     beside = {"images": 9, "correlation": 0.5, "highest": 0.75, "held_out": 0.25, "flagged": 3, "own_source": 2 / 3}
     settings = Settings(data=Path("BUSI"))
     folds_found = [beside | {"diversity": 0.125}, beside | {"diversity": None}]
-    results = write_report(tmp_path, rows, case_set(), folds(), settings, (), (), folds_found)
+    results = write_report(tmp_path, rows, case_set(), settings, (), (), folds_found)
     first, second = results["beside_real"]["sentences"]
     assert (
         "9 generated images at 0.50 in the median and 0.75 at most" in first and "Diversity within a case 0.12" in first
@@ -361,7 +362,7 @@ def test_classes_are_averaged_per_case(tmp_path):
 def test_patients_are_the_units(tmp_path):
     base = case_set()
     paired = [Case(c.id, f"patient{i // 2}", c.prompt, c.stratum, c.path, c.read) for i, c in enumerate(base.cases)]
-    cases = CaseSet(paired, base.classes, base.layout, base.root)
+    cases = replace(base, cases=paired)
     summary, page = write(tmp_path, rows_of({"baseline": 0.0, "ours": 0.1}), cases=cases)
     (comparison,) = summary["comparisons"]
     assert comparison["units"] == 4 and comparison["cases"] == 8 and summary["groups"] == 4
@@ -375,7 +376,7 @@ def test_fidelity_is_summarised(tmp_path):
     fidelity = [{"class": "lesion", "kind": "both present", "image": i, "dice": d} for i, d in enumerate((0.25, 0.75))]
     fidelity = [entry | {"iou": 0.5, "precision": 0.5, "recall": 0.5} for entry in fidelity]
     settings = Settings(data=Path("BUSI"))
-    write_report(tmp_path, rows, case_set(), folds(), settings, (), fidelity)
+    write_report(tmp_path, rows, case_set(), settings, (), fidelity)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "in 2 generated images with Dice 0.500 ± 0.354." in page  # sqrt(2 * 0.25^2) = 0.354
 
@@ -395,7 +396,8 @@ def test_contours_show_the_slice_and_the_prediction_of_that_slice(tmp_path, monk
         Case(f"v/{k}", "v", "CT", "", "v", lambda path, k=k: (image + k / 4, masks[k]), (2.0, 1.0), 3.0, "v", k)
         for k in (2, 0, 1)  # not in their order
     ]
-    cases = CaseSet(slices, ("background", "spleen"), "nnunet", "data")
+    split = [Split((), (), ("v/0", "v/1", "v/2"))]
+    cases = replace(case_set(("background", "spleen")), cases=slices, splits=split)
     place = tmp_path / "baseline" / "fold0_seed0"
     place.mkdir(parents=True)
     np.savez_compressed(place / "predictions.npz", v=np.stack([mask * 0 + k for k, mask in enumerate(masks)]))
@@ -404,9 +406,8 @@ def test_contours_show_the_slice_and_the_prediction_of_that_slice(tmp_path, monk
         "emit.evaluation.illustrate.save_contours", lambda path, examples, **_: shown.update(e=examples)
     )
     monkeypatch.setattr("emit.evaluation.page.make_figure", lambda *_: "")
-    split = [Split((), (), ("v/0", "v/1", "v/2"))]
     rows = [row("baseline", 0, 0.75) | {"case": "v"}]
-    write_report(tmp_path, rows, cases, split, Settings(data=Path("spleen")), ())
+    write_report(tmp_path, rows, cases, Settings(data=Path("spleen")), ())
     (example,) = shown["e"]
     prediction, dice = example["found"]["baseline"]
     assert example["label"] == "10th percentile\nv/1" and example["aspect"] == 2.0 and dice == 0.75

@@ -11,6 +11,7 @@ import torch
 
 from emit.training import distributed
 from emit.training.loop import Run
+from emit.training.settings import RunSettings
 
 STEPS, BATCH, SAMPLES = 6, 4, 10
 
@@ -48,9 +49,9 @@ def main():
     stall = int(options[options.index("--stall") + 1]) if "--stall" in options else None
     torch.set_num_threads(1)
     distributed.start("cpu")
-    settings = {"lr": 0.01, "steps": STEPS, "batch": BATCH, "seed": 1, "ema": 0.5, "log_every": 1, "save_every": 3}
-    settings |= {"accumulate": 2 // distributed.ranks(), "resume": "--resume" in options}
-    run = Run(folder, {"network": Network()}, **settings)
+    settings = {"lr": 0.01, "steps": STEPS, "batch": BATCH, "seed": 1, "ema": 0.5, "save_every": 3, "warmup": 0}
+    settings |= {"schedule": "constant", "accumulate": 2 // distributed.ranks(), "resume": "--resume" in options}
+    run = Run(folder, {"network": Network()}, RunSettings(**settings), log_every=1)
     for step, (rows, index) in run.steps(Numbers()):
         if step == stall:
             (folder / "stalled").touch()

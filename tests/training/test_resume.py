@@ -8,9 +8,10 @@ import torch
 from emit.errors import InputError, Stopped
 from emit.training import loop
 from emit.training.loop import Run
+from emit.training.settings import RunSettings
 
 SETTINGS = {"lr": 0.02, "steps": 6, "batch": 4, "seed": 5, "ema": 0.9, "warmup": 2, "schedule": "cosine"}
-SETTINGS |= {"log_every": 2, "save_every": 3}
+SETTINGS |= {"save_every": 3}
 VARIANTS = [{}, {"accumulate": 2}, {"precision": "bf16"}, {"workers": 3}, {"log_every": 1}]
 
 
@@ -45,7 +46,8 @@ def make_network():
 def train(folder, stop=None, data=None, **changes):
     """Learn to remove noise; raise Stop in the body of step `stop`. Return the run and the steps it made."""
     network = make_network()
-    run = Run(folder, {"network": network}, **{**SETTINGS, **changes})
+    own = {name: changes.pop(name) for name in ("log_every", "workers", "clip", "weight_decay", "shuffle") if name in changes}
+    run = Run(folder, {"network": network}, RunSettings(**{**SETTINGS, **changes}), **{"log_every": 2, **own})
     made = []
     for step, points in run.steps(data or Points()):
         if step == stop:
@@ -91,7 +93,7 @@ def test_six_steps_are_three_a_stop_and_three(tmp_path, stop, changes):
 def test_the_state_is_written_after_the_body(tmp_path):
     """What the body wrote at a step is there before the state that says so: a crash in it repeats the step."""
     steps = []
-    run = Run(tmp_path, {"network": make_network()}, **SETTINGS)
+    run = Run(tmp_path, {"network": make_network()}, RunSettings(**SETTINGS))
     with pytest.raises(Stop):
         for step, points in run.steps(Points()):
             run.update(run.modules["network"](points).square().mean())
@@ -184,11 +186,11 @@ def test_a_used_folder_needs_resume(tmp_path, stop):
         {"steps": 9},  # the cosine reaches zero later
         {"batch": 2},
         {"seed": 6},
-        {"ema": None},
+        {"ema": 0.0},
         {"ema": 0.99},
         {"warmup": 1},
         {"schedule": "constant"},
-        {"clip": None},
+        {"clip": 2.0},
         {"accumulate": 2},
         {"precision": "bf16"},
         {"weight_decay": 0.1},
@@ -223,7 +225,7 @@ def test_another_model_or_a_damaged_state_is_refused(tmp_path):
     wider[3] = torch.nn.Linear(5, 3)
     for other in (torch.nn.Linear(2, 5), wider):  # other names; one other size
         with pytest.raises(InputError, match="holds another model's weights"):
-            Run(tmp_path, {"network": other}, resume=True, **SETTINGS)
+            Run(tmp_path, {"network": other}, RunSettings(resume=True, **SETTINGS))
     (tmp_path / "state.pt").write_bytes(b"nonsense")
     with pytest.raises(InputError, match="is no state of a run or is damaged"):
         train(tmp_path, resume=True)
