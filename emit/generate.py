@@ -47,18 +47,21 @@ class Settings(Limited):
     out: Path = setting(source="[choice] your folder", help="the output folder, new or with --resume", may_change=True)
     data: Path | None = setting(None, "[choice] where stage 2 read it", help="the labelled images, if they were moved")
     fold: str = setting("all", "[paper] one model per fold", help="all, or one fold number", may_change=True)
-    n: int = setting(3, "[choice] seconds; [authors' code]: 50", paper=50, help="images per training case", may_change=True, low=1)
+    n: int = setting(
+        3, "[choice] seconds; [authors' code]: 50", paper=50, help="images per training case", may_change=True, low=1
+    )
     method: Literal["ddim", "ddpm", "dpmpp_2m"] = setting("ddim", "[authors' code]", help="sampler")
     steps: int = setting(12, "[choice] seconds; [authors' code]: 20", paper=20, help="denoising steps", low=1)
     eta: float = setting(0.0, "[authors' code]", help="DDIM's noise, 0 to 1", low=0, high=1)
     spacing: Literal["trailing", "leading"] = setting(
         "trailing", "[choice] starts at the noisiest t", help="kept timesteps"
     )
-    guidance: float = setting(
-        2.0, "[choice] see docs/paper.md; [authors' code]: 9", paper=9.0, help="guidance weight"
-    )
+    guidance: float = setting(2.0, "[choice] see docs/paper.md; [authors' code]: 9", paper=9.0, help="guidance weight")
     guided: Literal["text", "text+hint"] = setting(
-        "text+hint", "[choice] lesions follow their mask; [authors' code]: text", paper="text", help="what guidance drives"
+        "text+hint",
+        "[choice] lesions follow their mask; [authors' code]: text",
+        paper="text",
+        help="what guidance drives",
     )
     strength: float = setting(1.0, "[authors' code]", help="control strength")
     guess_mode: Literal["original", "diffusers"] | None = setting(
@@ -76,9 +79,13 @@ class Settings(Limited):
         (), "[choice] none", help="guidance=V,V,... or strength=V,V,...: one set of images in --out for each value"
     )
     seed: int = setting(0, "[choice] stage 2's", help="seed of the draws")
-    batch: int = setting(32, "[choice] memory", paper=8, help="images at a time; changes nothing but speed", may_change=True, low=1)
+    batch: int = setting(
+        32, "[choice] memory", paper=8, help="images at a time; changes nothing but speed", may_change=True, low=1
+    )
     precision: Literal["float32", "bf16"] = setting("float32", "[authors' code]", help="of the forward passes")
-    device: str = setting("cpu", "[choice] demo machine", paper="cuda", help="torch device", may_change=True)
+    device: str = setting(
+        "auto", "[choice] a GPU if there is one", help="auto, cpu, cuda, cuda:1 or mps", may_change=True
+    )
     resume: bool = setting(False, "[choice] explicit", help="go on with the images in --out", may_change=True)
 
     @property
@@ -101,7 +108,9 @@ def plan(pictures, settings, deviations):
     for number, case in enumerate(pictures.cases):
         for index in range(settings.n):
             phrase = draw_phrase(generator(settings.seed, case.id, index, "phrase"))
-            prompt = case.prompt if settings.phrases == "none" else add_phrase(case.prompt, phrase, settings.phrase_weight)
+            prompt = (
+                case.prompt if settings.phrases == "none" else add_phrase(case.prompt, phrase, settings.phrase_weight)
+            )
             if "gray_sketch" in deviations:
                 prompt = gray_sketch(case.prompt, phrase)
             source = () if "one_seed" in deviations else (case.id,)
@@ -114,7 +123,9 @@ def generate_fold(model, hed, cases, labelled, settings, deviations, folder, wei
     manifest, pictures = folder / "manifest.jsonl", Pictures(cases, labelled.size)
     lines = {(line["case"], line["index"]): line for line in read_manifest(folder) if is_whole(folder, line)}
     write_lines(manifest, lines.values())
-    sampling = Sampling(**{name: getattr(settings, name) for name in Sampling.__dataclass_fields__ if hasattr(settings, name)})
+    sampling = Sampling(
+        **{name: getattr(settings, name) for name in Sampling.__dataclass_fields__ if hasattr(settings, name)}
+    )
     reading = {name: getattr(labelled.about, name) for name in ("layout", "window", "channel", "axis", "labels")}
     shared = {"hint": labelled.hint, "size": labelled.size, "negative": settings.negative, "sampling": asdict(sampling)}
     shared |= {"precision": settings.precision, "weights": weights, "classes": labelled.classes, "synthetic": True}
@@ -159,7 +170,11 @@ def generate_fold(model, hed, cases, labelled, settings, deviations, folder, wei
 def tell_fold(folder, lines):
     """Print how many images there are and how well they follow their edges."""
     agreements = [line["edge_agreement"] for line in lines if "edge_agreement" in line]
-    words = f", edge agreement (F1 within 1 pixel) {np.mean(agreements):.3f} +- {np.std(agreements):.3f}" if agreements else ""
+    words = (
+        f", edge agreement (F1 within 1 pixel) {np.mean(agreements):.3f} +- {np.std(agreements):.3f}"
+        if agreements
+        else ""
+    )
     print(f"{folder}: {len(lines)} images{words}")
 
 
@@ -179,9 +194,9 @@ def main():
     device = distributed.start(settings.device)
     hed, hed_header = load_hed(settings.hed)
     files = {f"fold{fold}": settings.finetuned / f"fold{fold}" / "controlnet.safetensors" for fold in folds}
-    for controlnet in files.values():  # all can be read, before anything is written
-        checkpoints.read(controlnet)
-    model, headers = EmitDiff.load(settings.model, files[f"fold{folds[0]}"])
+    found = [checkpoints.read(controlnet) for controlnet in files.values()]  # all can be, before anything is written
+    prediction = None if found[0].prediction == "unknown" else found[0].prediction
+    model, headers = EmitDiff.load(settings.model, files[f"fold{folds[0]}"], prediction=prediction)
     check_size(labelled.size, model.sizes)
     for folder in [run.out / f"fold{fold}" for run in runs.values() for fold in folds]:
         if not settings.resume and read_manifest(folder):
@@ -193,7 +208,7 @@ def main():
     for fold in folds:
         controlnet = files[f"fold{fold}"]
         if fold != folds[0]:
-            model, headers = EmitDiff.load(settings.model, controlnet)
+            model, headers = EmitDiff.load(settings.model, controlnet, prediction=prediction)
         model.to(device).requires_grad_(False), hed.to(device)
         paths = (settings.model, controlnet, settings.hed)
         ancestry = join(map(open_ledger, paths, (*headers, hed_header)))

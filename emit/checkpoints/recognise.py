@@ -99,7 +99,7 @@ def unet_sizes(shapes, naming):
         in_channels=shapes[f"{first}.weight"][1],
         out_channels=shapes.get(f"{last}.weight", (4,))[0],
         model_channels=channels,
-        channel_mult=tuple(shapes[f"{block}.{conv}.weight"][0] // channels for block in blocks),
+        channel_mult=tuple(max(1, shapes[f"{block}.{conv}.weight"][0] // channels) for block in blocks),
         num_res_blocks=repeats,
         attention_levels=tuple(i for i, block in enumerate(blocks) if f"{block}.{attention}.norm.weight" in shapes),
         context_dim=shapes[f"{middle}.transformer_blocks.0.attn2.to_k.weight"][1],
@@ -117,7 +117,7 @@ def vae_sizes(shapes, naming):
     widths = [shapes[f"{down}.{level}.{block}.0.conv1.weight"][0] for level in range(levels)]
     return VAEConfig(
         channels=channels,
-        channel_mult=tuple(width // channels for width in widths),
+        channel_mult=tuple(max(1, width // channels) for width in widths),
         num_res_blocks=count(shapes, f"{down}.0.{block}.{{}}."),
         z_channels=shapes["post_quant_conv.weight"][0],
     )
@@ -179,6 +179,9 @@ def match(path, part, naming, tensors):
     """
     if naming == "diffusers":
         tensors = {name: flat(name, tensor) for name, tensor in tensors.items()}
+    empty = [name for name, tensor in tensors.items() if 0 in tensor.shape]
+    if empty:
+        raise InputError(f"{path}: {part}: {empty[0]} is empty; {EXPECTED}")
     try:
         sizes = SIZES[part]({name: tuple(tensor.shape) for name, tensor in tensors.items()}, naming)
         own = own_tensors(part, sizes)

@@ -60,7 +60,8 @@ def write_diffusers(folder, parts, config, header=None):
     for part, (name, file, _) in FOLDERS.items():
         if part in places:
             tensors, prefix = to_diffusers(part, sizes[part], parts[part]), "text_model." * (part == "text")
-            save(folder / name / file, {prefix + key: tensor for key, tensor in tensors.items()}, header)
+            tensors = {prefix + key: tensor for key, tensor in tensors.items()}
+            save(folder / name / file, tensors, header, format="pt")  # transformers asks for it
             write_json(folder / name / "config.json", configs.describe(part, config[KEYS[part]]), indent=2)
     if {"unet", "vae", "text"} <= places:
         write_json(folder / "scheduler" / "scheduler_config.json", configs.scheduler(config["prediction"]), indent=2)
@@ -85,10 +86,13 @@ def checked(path, parts, config):
     return sizes
 
 
-def save(path, tensors, header):
-    """Write one safetensors file with our header, whose format is stamped here."""
+def save(path, tensors, header, **metadata):
+    """Write one safetensors file with our header, whose format is stamped here.
+
+    metadata: further entries. With none the file's bytes depend on its content alone: safetensors shuffles several.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"format": "pt", "emit": json.dumps({**header, "format": configs.FORMAT})}
+    metadata |= {"emit": json.dumps({**header, "format": configs.FORMAT})}
 
     def write(temporary):
         try:

@@ -58,6 +58,11 @@ BAD_TENSORS = {  # one fault each, and words of the message
         lambda t: changed(t, "control_model.zero_convs.1.0.weight", torch.zeros(8, 8)),
         r"1 misshapen \(zero_convs\.1\.0\.weight \(8, 8\) for \(8, 8, 1, 1\)\)",
     ),
+    "empty": (lambda t: changed(t, "control_model.zero_convs.1.0.bias", torch.zeros(0)), r"1\.0\.bias is empty"),
+    "wider than what follows": (
+        lambda t: changed(t, "control_model.time_embed.0.weight", torch.zeros(32, 64)),
+        r"misshapen \(input_blocks",
+    ),
     "NaN": (
         lambda t: changed(t, "control_model.zero_convs.1.0.bias", torch.tensor([0, 1, 2, 3, 4, 5, 6, float("nan")])),
         r"zero_convs\.1\.0\.bias holds NaN or infinity",
