@@ -45,7 +45,9 @@ class Settings(RunSettings):
     real_cases: int | None = setting(
         None, "[paper] all there are", help="training cases per fold, drawn by the seed; fewer are among more", low=1
     )
-    hint: Literal["hed+contour", "hed", "contour", "mask", "box"] = setting("hed+contour", "[paper]", help="edge condition")
+    hint: Literal["hed+contour", "hed", "contour", "mask", "box"] = setting(
+        "hed+contour", "[paper]", help="edge condition"
+    )
     steps: int = setting(
         200, "[choice] a minute; [paper]: 100 epochs; [authors' code]: 400-1600 epochs", paper=5000, help="steps", low=1
     )
@@ -60,7 +62,10 @@ class Settings(RunSettings):
         20.0, "[authors' code]", help="rotation U(-degrees, degrees), image, edge and mask together", low=0, high=180
     )
     crop: tuple[float, ...] = setting(
-        (0.75, 1.05), "[authors' code]", help="smallest,largest centre crop as a share of the side, above 1 pads", above=0
+        (0.75, 1.05),
+        "[authors' code]",
+        help="smallest,largest centre crop as a share of the side, above 1 pads",
+        above=0,
     )
     ema: float = setting(
         0.98, "[choice] few steps; [authors' code]: none", paper=0.0, help="decay of the weight average, 0 for none",
@@ -119,7 +124,9 @@ def main():
     """Fine-tune one ControlNet per fold; under torchrun rank 0 alone writes and prints."""
     settings = parse(Settings)
     if len(settings.crop) != 2 or settings.crop[0] > settings.crop[1]:
-        raise errors.InputError(f"--crop: is {','.join(map(str, settings.crop))}; give the smaller share, then the larger")
+        raise errors.InputError(
+            f"--crop: is {','.join(map(str, settings.crop))}; give the smaller share, then the larger"
+        )
     device = distributed.start(settings.device)
     own = {name: getattr(settings, name) for name in TAKEN_OVER}
     labelled = replace(open_set(settings.data), **own)

@@ -50,7 +50,9 @@ class Settings(RunSettings):
         64, "[choice] CPU minutes; [authors' code]: 256", paper=256, help="side of the square images in pixels", low=16
     )
 
-    vae_steps: int = setting(900, "[choice] less than two minutes on two cores", paper=0, help="autoencoder steps", low=0)
+    vae_steps: int = setting(
+        900, "[choice] less than two minutes on two cores", paper=0, help="autoencoder steps", low=0
+    )
     vae_batch: int = setting(4, "[choice] as above", help="autoencoder batch", low=1)
     vae_lr: float = setting(2e-3, "[choice] small network, few steps", help="autoencoder learning rate", above=0)
     kl_weight: float = setting(1e-5, "[choice] smoother latents; [SD 1.5]: 1e-6", help="weight of the KL term", low=0)
@@ -207,7 +209,9 @@ def main():
     files = {"weights": settings.weights, "vae": settings.vae, "hed": settings.hed}
     save_config(settings.out, settings, files, cases)
     if not settings.resume:
-        trained = [{"hed": hed, "vae": model.vae, "unet": model.unet, "controlnet": model.controlnet}[part] for part in parts]
+        trained = [
+            {"hed": hed, "vae": model.vae, "unet": model.unet, "controlnet": model.controlnet}[part] for part in parts
+        ]
         check_room(settings.out, room_needed(trained, [model, hed]) + 8 * len(cases) * (len(parts) + 2))  # hashes too
     if "hed" in parts:
         train_hed(hed, pictures, settings)

@@ -50,7 +50,9 @@ READING = ("layout", "window", "channel", "axis", "labels")  # what a segmenter'
 class Settings(RunSettings):
     """Stage 3 of EMIT-Diff: the comparison. A labelled set and generated images in; table, statistics, figures out."""
 
-    data: Path | None = setting(None, "[choice] as --generated", help="labelled images, or a folder of python -m emit.dataset")
+    data: Path | None = setting(
+        None, "[choice] as --generated", help="labelled images, or a folder of python -m emit.dataset"
+    )
     generated: Path | None = setting(None, "[choice] none: real arms only", help="output folder of emit.generate")
     out: Path = setting(source="[choice] your folder", help="the run folder, new or with --resume")
     size: int = setting(
@@ -87,7 +89,11 @@ class Settings(RunSettings):
     patches: int = setting(6, "[paper] 384 / 64", help="patches per side", low=1)
     n: int | None = setting(None, "[paper] all there are", help="generated images used per case", low=1)
     select_every: int = setting(
-        25, "[choice] few steps; [authors' code]: every epoch", paper=100, help="steps between looks at validation", low=1
+        25,
+        "[choice] few steps; [authors' code]: every epoch",
+        paper=100,
+        help="steps between looks at validation",
+        low=1,
     )
     tolerance: float = setting(
         2.0, "[choice] about a contour's width", help="of NSD, in mm, or pixels without spacing", low=0
@@ -222,7 +228,7 @@ def look_for_copies(fold, size):
     return describe_generated(images, sources, training, test)
 
 
-def compare(settings, labelled, folds, known):
+def run_comparison(settings, labelled, folds, known):
     """Train and score every arm on every fold and seed, then write the report; return its results.
 
     known: {arm: folder of a run that holds for it too}.
@@ -264,7 +270,7 @@ def main():
     folds = {value: open_folds(run, sets[value]) for value, run in runs.items()}  # what is refused stops here
     results, known = {}, {}
     for value, run in runs.items():
-        results[value] = compare(run, sets[value], folds[value], known)
+        results[value] = run_comparison(run, sets[value], folds[value], known)
         known = {arm: run.out for arm in ARMS if not ARMS[arm].depends_on(name)}
     if name is not None:
         write_sweep(settings.out, results, SWEEPS[name])

@@ -45,9 +45,9 @@ def _receive(number, frame):
 
 def program():
     """Return the words that started this program, such as ["python", "-m", "emit.generate"], without its flags."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    spec, name = getattr(sys.modules["__main__"], "__spec__", None), Path(sys.argv[0]).name
     if spec is None or spec.name == "__main__":
-        return ["python", Path(sys.argv[0]).name]
+        return ["python", name] if name.endswith(".py") else [name]
     return ["python", "-m", spec.name.removesuffix(".__main__")]
 
 

@@ -29,7 +29,7 @@ def to_bytes(image):
     return (image * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
 
 
-def find_fault(image):
+def find_fault(image: torch.Tensor) -> str | None:
     """Say why an image (H, W) or (H, W, 3) in [-1, 1] is no picture, None where it is one."""
     if not image.isfinite().all():
         return "holds NaN or infinity"
@@ -55,7 +55,7 @@ def _digest(content):
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def read_manifest(folder):
+def read_manifest(folder: Path) -> list[dict]:
     """Return the lines of a fold's manifest as dicts ([]: none yet), without a last line that a kill cut off."""
     entries, manifest = [], Path(folder) / "manifest.jsonl"
     for line in manifest.read_text().splitlines() if manifest.exists() else []:
@@ -75,7 +75,7 @@ def is_whole(folder, line):
 class Generated:
     """The generated images of one fold, by case.  images(case ids, rng): one random image of each, (B, 1, S, S)."""
 
-    def __init__(self, folder, size, limit=None):
+    def __init__(self, folder: Path, size: int, limit: int | None = None):
         self.folder = Path(folder)
         self.manifest = self.folder / "manifest.jsonl"
         self.lines = read_manifest(folder)
@@ -95,7 +95,7 @@ class Generated:
         self.ledger = ledger.read(self.folder / "ledger.json")
         self.pictures = Memo(self._read)
 
-    def images(self, cases, rng):
+    def images(self, cases: list[str], rng: torch.Generator) -> torch.Tensor:
         """Draw one generated image for each case id."""
         missing = [case for case in cases if case not in self.by_case]
         if missing:

@@ -31,7 +31,7 @@ class Ledger:
         """What a checkpoint's header holds: {"ancestry": entries}."""
         return {"ancestry": self.entries}
 
-    def add(self, stage, hashes):
+    def add(self, stage: str, hashes) -> "Ledger":
         """Return a ledger with one entry more.
 
         hashes: int64 or uint64, an array or tensor; 0 stands for a picture that was not read and is left out.
@@ -51,7 +51,7 @@ class Ledger:
             if not path.exists():
                 write_bytes(path, content)
 
-    def find(self, cases):
+    def find(self, cases: list) -> list[tuple[str, str]]:
         """Return (case id, stage) for every case whose picture was seen.
 
         A near-duplicate, or a slice read with another window, channel or axis, is another picture and is not found.
@@ -75,7 +75,7 @@ def join(ledgers):
     return joined
 
 
-def open_ledger(path, header):
+def open_ledger(path: Path, header: dict) -> Ledger:
     """Return the Ledger of a file with this header. Raises InputError where a list is missing, damaged or another."""
     entries, lists = header.get("ancestry", []), {}
     if not isinstance(entries, list) or not all(_is_entry(entry) for entry in entries):
@@ -101,7 +101,7 @@ def _is_entry(entry):
     return fits and len(entry["hashes"]) == 64 and entry["hashes"].isalnum()
 
 
-def read(path):
+def read(path: Path) -> Ledger:
     """Return the Ledger of a JSON file, such as the generator's fold<k>/ledger.json."""
     try:
         header = json.loads(Path(path).read_text())

@@ -3,10 +3,12 @@
 import json
 import math
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from emit import checkpoints
 from emit.data.cache import Memo
@@ -35,7 +37,7 @@ class Sizes:
     prediction: str = "eps"
 
     @classmethod
-    def from_dict(cls, values):
+    def from_dict(cls, values: dict) -> "Sizes":
         """Rebuild the sizes from a checkpoint header (`asdict`'s output after JSON)."""
         parts = {"unet": UNetConfig, "vae": VAEConfig, "text": TextConfig}
         tuples = {
@@ -71,7 +73,7 @@ PRESETS = {"sd15": SD15, "sd21": SD21, "demo": DEMO}
 DEMO_HED = (8, 16, 32, 32, 32)
 
 
-def demo_sizes(size):
+def demo_sizes(size: int) -> Sizes:
     """Return DEMO, with one more halving in the autoencoder for every doubling beyond 64 pixels.
 
     So latents stay at most 16 x 16, and the UNet as fast; each halving also doubles the latent channels.
@@ -86,13 +88,13 @@ def demo_sizes(size):
     return replace(DEMO, vae=vae, unet=unet)
 
 
-def drop_captions(prompts, rate, rng):
+def drop_captions(prompts: list, rate: float, rng: torch.Generator) -> list:
     """Replace each prompt by the empty one with probability `rate`, so that the model also learns to do without."""
     dropped = torch.rand(len(prompts), generator=rng) < rate
     return ["" if drop else prompt for prompt, drop in zip(prompts, dropped, strict=True)]
 
 
-def load_hed(path):
+def load_hed(path: str | Path) -> tuple[nn.Module, dict]:
     """Return the HED network, of either kind and any size, that a weight file holds, and the file's header."""
     file = checkpoints.read(path)
     kind = next((kind for kind in ("hed", "hed_v11") if kind in file.parts), None)
@@ -104,15 +106,15 @@ def load_hed(path):
 
 
 @torch.no_grad()
-def find_edges(hed, image):
+def find_edges(hed: nn.Module, image: Tensor) -> Tensor:
     """Run HED on grey images (B, 1, H, W) in [-1, 1]: edge probability (B, 1, H, W), on the images' device."""
     device = next(hed.parameters()).device
-    return hed(image.expand(-1, 3, -1, -1).to(device)).float().to(image.device)
+    return hed(image.expand(-1, 3, -1, -1).to(device)).float().to(image.device)  # (B, 3, H, W) -> (B, 1, H, W)
 
 
-def to_grey(image):
+def to_grey(image: Tensor) -> Tensor:
     """Average the channels and repeat (B, 3, H, W): the authors' grey output, as a step after a public decoder."""
-    return image.mean(dim=1, keepdim=True).expand_as(image)
+    return image.mean(dim=1, keepdim=True).expand_as(image)  # (B, 3, H, W) -> (B, 1, H, W) -> (B, 3, H, W)
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class Sampling:
 class EmitDiff(nn.Module):
     """The whole generator. Sub-modules vae, text, unet, controlnet; each may be None where a script does not need it."""
 
-    def __init__(self, sizes, parts=PARTS):
+    def __init__(self, sizes: Sizes, parts: Iterable[str] = PARTS):
         super().__init__()
         self.sizes = sizes
         with torch.device("cpu"):  # also where the networks are built on the meta device
@@ -147,34 +149,35 @@ class EmitDiff(nn.Module):
         self.unet = UNet(sizes.unet) if "unet" in parts else None
         self.controlnet = ControlNet(sizes.unet) if "controlnet" in parts else None
 
-    def network_output(self, z_t, t, context, hint=None, scales=None):
+    def network_output(
+        self, z_t: Tensor, t: Tensor, context: Tensor, hint: Tensor | None = None, scales: list[float] | None = None
+    ) -> Tensor:
         """Return the UNet's output (B, 4, h, w), with the ControlNet where a hint (B, 3, H, W) in [0, 1] is given."""
         control = ()
         if hint is not None:
-            control = self.controlnet(z_t, t, context, hint)
+            control = self.controlnet(z_t, t, context, hint)  # one residual per encoder block, then the middle's
             scales = scales or [1.0] * len(control)
             control = [scale * residual for scale, residual in zip(scales, control, strict=True)]
-        return raise_precision(
-            self.unet(z_t, t, context, control)
-        )  # what leaves the network is float32, also under autocast
+        out = self.unet(z_t, t, context, control)
+        return raise_precision(out)  # what leaves the network is float32, also under autocast
 
-    def predict(self, z_t, t, context, hint=None, scales=None):
+    def predict(self, z_t: Tensor, t: Tensor, context: Tensor, hint: Tensor | None = None, scales=None) -> Tensor:
         """Return eps_hat (B, 4, h, w), whatever the network predicts."""
         out = self.network_output(z_t, t, context, hint, scales)
         return v_to_eps(z_t, out, self.schedule.at(t)) if self.sizes.prediction == "v" else out
 
-    def draw(self, z_0, rng):
+    def draw(self, z_0: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw timesteps (B,) uniform in 0..T-1 and noise like z_0 from a CPU generator."""
         t = torch.randint(0, self.schedule.T, (len(z_0),), generator=rng)
-        return t.to(z_0.device), torch.randn(z_0.shape, generator=rng).to(z_0.device)
+        return t.to(z_0.device), torch.randn(z_0.shape, generator=rng).to(z_0.device)  # the same on every device
 
-    def losses(self, z_0, t, eps, prompts, hint=None):
+    def losses(self, z_0: Tensor, t: Tensor, eps: Tensor, prompts: list, hint: Tensor | None = None) -> Tensor:
         """Return each sample's simple loss (B,): || eps - eps_hat ||^2 per dimension, or of v where v is predicted."""
-        ab = self.schedule.at(t)
+        ab = self.schedule.at(t)  # (B,) -> (B, 1, 1, 1)
         z_t, target = q_sample(z_0, ab, eps), eps if self.sizes.prediction == "eps" else to_v(z_0, eps, ab)
         return per_sample_loss(target, self.network_output(z_t, t, self.contexts(prompts), hint))
 
-    def contexts(self, prompts):
+    def contexts(self, prompts: list) -> Tensor:
         """Encode B prompts to (B, 77, width), each different text once.
 
         A prompt is a text, or a mixture ((weight, text), ...): the weighted sum of its texts' states.
@@ -183,28 +186,27 @@ class EmitDiff(nn.Module):
         different = list(dict.fromkeys(text for mixture in mixtures for _, text in mixture))
         states = self.text.encode(different)
         rows = [sum(weight * states[different.index(text)] for weight, text in mixture) for mixture in mixtures]
-        return torch.stack(rows)
+        return torch.stack(rows)  # B times (77, width) -> (B, 77, width)
 
-    def latent_memo(self):
+    def latent_memo(self) -> Callable[..., Tensor]:
         """Return (batch, rng) -> z_0 from the autoencoder's posterior, whose moments are computed once per picture."""
         device = next(self.vae.parameters()).device
 
         @torch.no_grad()
         def encode(image):
             posterior = self.vae.encode(image.expand(-1, 3, -1, -1).to(device))
-            return torch.cat([posterior.mean, posterior.log_variance], dim=1)
+            return torch.cat([posterior.mean, posterior.log_variance], dim=1)  # (B, 2 z_channels, h, w)
 
         moments = Memo(encode)
 
         def latents(batch, rng):
             mean, log_variance = moments(batch.indices, batch.image).chunk(2, dim=1)
-            return Posterior(mean, log_variance, self.vae.scale).sample(
-                torch.randn(mean.shape, generator=rng).to(device)
-            )
+            noise = torch.randn(mean.shape, generator=rng).to(device)  # a fresh draw each epoch; only the moments stay
+            return Posterior(mean, log_variance, self.vae.scale).sample(noise)
 
         return latents
 
-    def denoiser(self, context, unconditional, hint, sampling):
+    def denoiser(self, context: Tensor, unconditional: Tensor, hint: Tensor | None, sampling: Sampling) -> Callable:
         """Return (z_t, t) -> eps_hat with classifier-free guidance; `sampling.guided` says what it makes stronger."""
         count = len(self.unet.input_blocks) + 1
         scales = control_scales(sampling.strength, count, sampling.guess_mode)
@@ -212,14 +214,16 @@ class EmitDiff(nn.Module):
 
         def denoise(z_t, t):
             eps = self.predict(z_t, t, context, hint, scales)
-            if sampling.guidance == 1:
+            if sampling.guidance == 1:  # the unconditional half would cancel: half the time
                 return eps
             return classifier_free(self.predict(z_t, t, unconditional, other_hint, scales), eps, sampling.guidance)
 
         return denoise
 
     @torch.no_grad()
-    def generate(self, prompts, hint, seeds, size, sampling=Sampling(), negative=""):
+    def generate(
+        self, prompts: list, hint: Tensor | None, seeds: list[int], size: int, sampling=Sampling(), negative: str = ""
+    ) -> Tensor:
         """Draw images (B, 3, size, size) in [-1, 1], nan where numbers overflowed; image b depends on its prompt, hint, seed.
 
         prompts: as in `contexts`. hint: (B, 3, size, size) in [0, 1], or None for text alone. size: a multiple of 8
@@ -241,11 +245,11 @@ class EmitDiff(nn.Module):
             spacing=sampling.spacing,
             t_end=0 if sampling.spacing == "leading" else -1,  # the public convention ends at alpha_bar[0]
         )
-        decoded = self.vae.decode(z_0).float()
+        decoded = self.vae.decode(z_0).float()  # (B, z_channels, h, w) -> (B, 3, size, size)
         image = decoded.clamp(-1, 1).masked_fill(~decoded.isfinite(), math.nan)  # an overflow must not look like white
         return to_grey(image) if sampling.grey else image
 
-    def save(self, path, header=None, parts=PARTS):
+    def save(self, path: str | Path, header: dict | None = None, parts: Iterable[str] = PARTS) -> None:
         """Write the named parts that exist to one safetensors file in the original layout, with sizes and header in it."""
         sizes = asdict(
             replace(self.sizes, vae=replace(self.sizes.vae, scale=self.vae.scale)) if self.vae else self.sizes
@@ -254,7 +258,9 @@ class EmitDiff(nn.Module):
         checkpoints.write_single(path, tensors, {**(header or {}), "config": sizes})
 
     @classmethod
-    def load(cls, path, controlnet=None, parts=PARTS, prediction=None):
+    def load(
+        cls, path: str | Path, controlnet: str | Path | None = None, parts: Iterable[str] = PARTS, prediction=None
+    ) -> tuple["EmitDiff", list[dict]]:
         """Return the model built from a public or own file or folder, and the headers of the files read.
 
         controlnet: a file of which that part alone is taken. A missing ControlNet starts as a copy of the UNet's encoder.
@@ -277,7 +283,7 @@ class EmitDiff(nn.Module):
             print(
                 f"{path}: the trained weights were taken, not their moving average; {average} gives it", file=sys.stderr
             )
-        with torch.device("meta"):
+        with torch.device("meta"):  # no memory, no random start: fill() puts the file's tensors in
             model = cls(sizes, [name for name in parts if name in found])
         for name in [name for name in parts if name in found]:
             checkpoints.fill(getattr(model, name), found[name], paths.get(name, path), name)
@@ -286,7 +292,7 @@ class EmitDiff(nn.Module):
         return model, headers
 
 
-def read_controlnet(path, sizes):
+def read_controlnet(path: str | Path, sizes: Sizes) -> tuple[dict[str, Tensor], dict]:
     """Return the ControlNet's tensors out of a file, and its header, which must not speak of another UNet than sizes.unet."""
     file = checkpoints.read(path)
     if "controlnet" not in file.parts:
@@ -298,7 +304,7 @@ def read_controlnet(path, sizes):
     return file.parts["controlnet"], file.header
 
 
-def sizes_of(path, checkpoint):
+def sizes_of(path: str | Path, checkpoint) -> Sizes:
     """Return the sizes of a checkpoint: from its header, or deduced from its shapes."""
     config = checkpoint.config
     missing = [name for name in ("unet", "vae", "text") if name not in config]

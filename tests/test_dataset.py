@@ -30,7 +30,8 @@ from emit.training.settings import parse
 def make_slices(volume, count, start=0):
     read = lambda path: (np.zeros((8, 8), np.float32), np.zeros((8, 8), np.uint8))  # noqa: E731
     return [
-        Case(f"{volume}/{i}", volume, "", "", "x", read, (1.0, 1.0), 1.0, volume, i) for i in range(start, start + count)
+        Case(f"{volume}/{i}", volume, "", "", "x", read, (1.0, 1.0), 1.0, volume, i)
+        for i in range(start, start + count)
     ]
 
 

@@ -4,14 +4,20 @@ import errno
 import hashlib
 import os
 import signal
+import sys
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from emit import errors
-from emit.errors import SIGNALS, InputError, asked_to_stop, deferred, run
+from emit import commands, errors
+from emit.errors import SIGNALS, InputError, asked_to_stop, deferred, program, run
 from emit.files import sha256, write_atomic
 from emit.seeds import SeededNoise, generator, seed_from
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_input_error_is_one_line_and_exit_code_2(capsys, handlers):
@@ -58,6 +64,30 @@ def test_a_signal_waits_for_the_step_and_a_second_one_does_not(handlers):
     with pytest.raises(SystemExit) as stopped:
         run(main)
     assert stopped.value.code == 143 and done == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize(
+    ("module", "path", "words"),
+    [
+        (None, "/x/train_seg.py", ["python", "train_seg.py"]),
+        (None, "/usr/bin/emit-seg", ["emit-seg"]),
+        ("emit.generate", "/x/emit/generate.py", ["python", "-m", "emit.generate"]),
+        ("emit.checkpoints.__main__", "/x/__main__.py", ["python", "-m", "emit.checkpoints"]),
+    ],
+)
+def test_a_program_knows_how_it_was_called(monkeypatch, module, path, words):
+    spec = None if module is None else SimpleNamespace(name=module)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
+    monkeypatch.setattr(sys, "argv", [path, "--x"])
+    assert program() == words
+
+
+def test_every_installed_command_has_a_main():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert len(scripts) == 7
+    for target in scripts.values():
+        module, _, name = target.partition(":")
+        assert module == "emit.commands" and callable(getattr(commands, name))
 
 
 def test_other_errors_are_not_hidden(handlers):

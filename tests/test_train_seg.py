@@ -129,7 +129,9 @@ def test_mix_logits_takes_each_pixels_finding_from_the_image_it_belongs_to(train
 @pytest.mark.parametrize(("compat", "selects"), [((), "validation"), (("select_on_test",), "test")])
 def test_weights_are_selected_on_validation_unless_asked(tmp_path, compat, selects):
     parts = {name: (f"{name} 1", f"{name} 2") for name in ("train", "validation", "test")}
-    labelled = replace(LABELLED, cases=[make_case(name) for ids in parts.values() for name in ids], splits=[Split(**parts)])
+    labelled = replace(
+        LABELLED, cases=[make_case(name) for ids in parts.values() for name in ids], splits=[Split(**parts)]
+    )
     (fold,) = train_seg.open_folds(make_settings(tmp_path, compat=compat), labelled)
     found = [tuple(case.id for case in part) for part in (fold.training, fold.validation, fold.test)]
     assert found == [parts["train"], parts[selects], parts["test"]]

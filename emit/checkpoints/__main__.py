@@ -78,4 +78,5 @@ def main():
         export(arguments.file, checkpoint, layout, Path(target))
 
 
-run(main)
+if __name__ == "__main__":
+    run(main, again=None)

@@ -41,7 +41,7 @@ def lower_resolution(image, zoom):
     height, width = image.shape[-2:]
     lowered = torch.empty_like(image)
     rows, columns = (torch.round(zoom * n).clamp(min=1).long() for n in (height, width))
-    for size in torch.unique(torch.stack([rows, columns], dim=1), dim=0):
+    for size in torch.unique(torch.stack([rows, columns], dim=1), dim=0):  # samples that share a size, in one call
         chosen = (rows == size[0]) & (columns == size[1])
         small = F.interpolate(image[chosen], size.tolist(), mode="nearest-exact")
         lowered[chosen] = F.interpolate(small, (height, width), mode="bilinear", align_corners=False)
@@ -52,7 +52,7 @@ def blur(image, sigma):
     """Gaussian blur with sigma (B,) in pixels; the kernel is cut at the border and normalised to 1."""
     rows, columns = (_gaussian(n, sigma) for n in image.shape[-2:])
     rows, columns = (kernel / kernel.sum(-1, keepdim=True) for kernel in (rows, columns))
-    return rows @ image @ columns.transpose(-1, -2)
+    return rows @ image @ columns.transpose(-1, -2)  # (H, H) (H, W) (W, W): a Gaussian is separable
 
 
 def draw_displacement(image, amplitude, sigma, rng):
@@ -61,9 +61,9 @@ def draw_displacement(image, amplitude, sigma, rng):
     amplitude: standard deviation of each component at every pixel; sigma: of the Gaussian smoothing; (B,), in pixels.
     """
     rows, columns = (_gaussian(n, sigma) for n in image.shape[-2:])
-    rows, columns = (kernel / kernel.norm(dim=-1, keepdim=True) for kernel in (rows, columns))
+    rows, columns = (kernel / kernel.norm(dim=-1, keepdim=True) for kernel in (rows, columns))  # keeps variance 1
     noise = _draw_normal((len(image), 2, *image.shape[-2:]), image, rng)
-    return (_column(amplitude) * (rows @ noise @ columns.transpose(-1, -2))).permute(0, 2, 3, 1)
+    return (_column(amplitude) * (rows @ noise @ columns.transpose(-1, -2))).permute(0, 2, 3, 1)  # -> (B, H, W, 2)
 
 
 # ---- the eight single arms
@@ -102,7 +102,7 @@ def resolution(image, mask, rng):
 def mirror(image, mask, rng):
     """Flip left-right and up-down, each with probability 1/2."""
     for axis in (-1, -2):
-        flipped = draw_uniform(0.0, 1.0, image, rng) < 0.5
+        flipped = draw_uniform(0.0, 1.0, image, rng) < 0.5  # (B,), drawn for each axis
         image = torch.where(flipped[:, None, None, None], image.flip(axis), image)
         mask = torch.where(flipped[:, None, None], mask.flip(axis), mask)
     return image, mask
@@ -117,7 +117,7 @@ def rotate(image, mask, rng):
 def scale(image, mask, rng):
     """Enlarge what is seen by U(0.95, 1.05) about the centre."""
     factor = draw_uniform(0.95, 1.05, image, rng)
-    return _warp_both(image, mask, similarity(torch.zeros_like(factor), 1 / factor))
+    return _warp_both(image, mask, similarity(torch.zeros_like(factor), 1 / factor))  # a smaller window enlarges
 
 
 # ---- the two stacks
@@ -145,7 +145,7 @@ NNUNET_INTENSITY = (
     (0.15, lambda image, rng: image * _column(draw_uniform(0.75, 1.25, image, rng))),
     (0.15, lambda image, rng: scale_contrast(image, draw_uniform(0.75, 1.25, image, rng))),
     (0.125, lambda image, rng: lower_resolution(image, draw_uniform(0.5, 1.0, image, rng))),
-    (0.1, lambda image, rng: -_keep_statistics_gamma(-image, rng)),
+    (0.1, lambda image, rng: -_keep_statistics_gamma(-image, rng)),  # acts on the bright end
     (0.3, lambda image, rng: _keep_statistics_gamma(image, rng)),
 )
 
@@ -197,7 +197,7 @@ def draw_patches(count, size, alpha, cells, rng):
     is real only, 0 generated only.
     """
     real = torch.rand(count, 1, cells, cells, generator=rng) < alpha
-    return F.interpolate(real.float(), size, mode="nearest-exact").bool()
+    return F.interpolate(real.float(), size, mode="nearest-exact").bool()  # (B, 1, cells, cells) -> (B, 1, H, W)
 
 
 def merge(real, generated, real_here):
@@ -230,7 +230,7 @@ def _warp_sometimes(image, mask, rng, degrees, window, elastic):
 
 def _warp_both(image, mask, matrix, displacement=None):
     warped = warp(image, matrix, "bilinear", -1.0, displacement)
-    return warped, warp(mask[:, None], matrix, "nearest", 0, displacement)[:, 0]
+    return warped, warp(mask[:, None], matrix, "nearest", 0, displacement)[:, 0]  # (B, H, W) as one channel
 
 
 def _sometimes(probability, transform, image, rng):

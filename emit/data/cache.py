@@ -22,7 +22,9 @@ class Memo:
         inputs, rows = keys if inputs is None else inputs, {}
         for place, key in enumerate(keys):
             if key not in rows:
-                rows[key] = self.kept[key] if key in self.kept else self._keep(key, self.compute(inputs[place : place + 1])[0])
+                rows[key] = (
+                    self.kept[key] if key in self.kept else self._keep(key, self.compute(inputs[place : place + 1])[0])
+                )
         return torch.stack([rows[key] for key in keys])
 
     def _keep(self, key, row):
@@ -62,11 +64,11 @@ class Pictures:
     def __len__(self):
         return len(self.cases)
 
-    def batch(self, indices, rng=None):
+    def batch(self, indices: list[int], rng: torch.Generator | None = None) -> Batch:
         """Read a Batch (in the prefetching thread of a run)."""
         return Batch(indices, [self.cases[i] for i in indices], *self.read(indices))
 
-    def read(self, indices):
+    def read(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return images (B, 1, S, S) in [-1, 1] and masks (B, S, S) int64."""
         pairs = self.pairs(indices)
         return pairs[:, :1], pairs[:, 1].round().long()

@@ -237,9 +237,7 @@ def _list_slices(name, owner, path, mask_path, channel, text, window, values, de
     if axis not in (0, 1, 2):
         raise InputError(f"{path}: has no axis {axis}; choose 0 sagittal, 1 coronal or 2 axial")
     volumes.check_same_grid(path, mask_path)
-    grid = volumes.read_grid(path)
-    if channel >= grid.channels:
-        raise InputError(f"{path}: has {grid.channels} channels, not channel {channel}; choose one from 0")
+    grid = volumes.read_grid(path, channel)
     column, row = (grid.spacing[a] for a in range(3) if a != axis)
     read = partial(volumes.load_slice, mask_path=mask_path, channel=channel, window=window,
                    values=tuple(values.items()), declared=declared, axis=axis)  # fmt: skip

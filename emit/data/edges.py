@@ -20,9 +20,9 @@ def contour(mask):
     The line is two pixels wide, one on each side of the boundary, and 1 for every pair of neighbouring labels.
     The border is replicated, so the frame of the image is no contour. A structure one pixel wide keeps its flanks only.
     """
-    labels = F.pad(mask[:, None].float(), (1, 1, 1, 1), mode="replicate")
-    gradient = F.conv2d(labels, SCHARR.to(labels.device)[:, None])
-    return gradient.norm(dim=1, keepdim=True).clamp(max=1.0)
+    labels = F.pad(mask[:, None].float(), (1, 1, 1, 1), mode="replicate")  # (B, H, W) -> (B, 1, H + 2, W + 2)
+    gradient = F.conv2d(labels, SCHARR.to(labels.device)[:, None])  # (B, 2, H, W)
+    return gradient.norm(dim=1, keepdim=True).clamp(max=1.0)  # of whole labels the norm is 0 or at least 1
 
 
 def edge_condition(edge, mask):
@@ -85,7 +85,7 @@ def edge_agreement(edge, reference, threshold=0.5, tolerance=1):
     are empty, 0 if one is.
     """
     edge, reference = (edge >= threshold).float(), (reference >= threshold).float()
-    precise = _share(edge, _dilate(reference, tolerance))
+    precise = _share(edge, _dilate(reference, tolerance))  # (B,)
     recalled = _share(reference, _dilate(edge, tolerance))
     f1 = 2 * precise * recalled / (precise + recalled).clamp(min=1e-12)
     both_empty = (edge.sum((1, 2, 3)) == 0) & (reference.sum((1, 2, 3)) == 0)

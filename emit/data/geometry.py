@@ -20,7 +20,7 @@ def fit(array, size, order, fill):
     height, width = tensor.shape[-2:]
     side, top, left = _square(height, width)
     padding = (left, side - width - left, top, side - height - top)
-    planes = F.pad(tensor.reshape(1, -1, height, width), padding, value=fill)
+    planes = F.pad(tensor.reshape(1, -1, height, width), padding, value=fill)  # (1, C, side, side)
     if order == NEAREST:
         resized = F.interpolate(planes.float(), (size, size), mode="nearest-exact").to(tensor.dtype)
     else:
@@ -66,12 +66,12 @@ def warp(tensor, matrix, mode, fill, displacement=None):
     """
     height, width = tensor.shape[-2:]
     half = torch.tensor([width / 2, height / 2], device=matrix.device)
-    theta = matrix * torch.cat([half, half.new_ones(1)]) / half[:, None]
-    grid = F.affine_grid(theta, (len(tensor), 1, height, width), align_corners=False)
+    theta = matrix * torch.cat([half, half.new_ones(1)]) / half[:, None]  # pixels -> affine_grid's [-1, 1]
+    grid = F.affine_grid(theta, (len(tensor), 1, height, width), align_corners=False)  # (B, H, W, 2)
     if displacement is not None:
         grid = grid + displacement / half
     sampled = F.grid_sample(tensor.to(grid.dtype) - fill, grid, mode, padding_mode="zeros", align_corners=False)
-    return (sampled + fill).to(tensor.dtype)
+    return (sampled + fill).to(tensor.dtype)  # moved by fill and back, as grid_sample fills with 0 alone
 
 
 def random_warp(image, edge, mask, rng, degrees=20.0, window=(0.75, 1.05)):

@@ -23,20 +23,19 @@ BROKEN = (OSError, EOFError, ValueError, zlib.error, ImageFileError)  # what rea
 
 @dataclass(frozen=True)
 class Grid:
-    """The canonical grid of a file: shape (3,), affine (4, 4) in mm, spacing (3,) in mm, channels."""
+    """The canonical grid of a file: shape (3,), affine (4, 4) in mm, spacing (3,) in mm."""
 
     shape: tuple
     affine: np.ndarray
     spacing: tuple
-    channels: int
 
 
-def read_grid(path):
-    """Read the grid from the header alone."""
-    return _open(path)[2]
+def read_grid(path, channel=0):
+    """Read the grid from the header alone; raise InputError if it lacks the channel."""
+    return _open(path, channel)[2]
 
 
-def _open(path):
+def _open(path, channel):
     try:
         file = nibabel.load(path)
         turn = nibabel.io_orientation(file.affine)
@@ -44,19 +43,20 @@ def _open(path):
         raise InputError(f"{path}: cannot be opened as NIfTI ({error}); replace the file") from error
     if not 3 <= len(file.shape) <= 4 or np.isnan(turn).any():
         raise InputError(f"{path}: shape {file.shape} or affine is not a volume's; export it as 3D or 4D NIfTI")
+    channels = file.shape[3] if len(file.shape) == 4 else 1
+    if not 0 <= channel < channels:
+        raise InputError(f"{path}: has {channels} channels, not channel {channel}; choose one from 0")
     shape = [0, 0, 0]
     for axis in range(3):
         shape[int(turn[axis, 0])] = file.shape[axis]
     affine = file.affine @ orientations.inv_ornt_aff(turn, file.shape[:3])
     spacing = tuple(float(size) for size in np.sqrt((affine[:3, :3] ** 2).sum(axis=0)))
-    return file, turn, Grid(tuple(shape), affine, spacing, file.shape[3] if len(file.shape) == 4 else 1)
+    return file, turn, Grid(tuple(shape), affine, spacing)
 
 
 def read_array(path, channel=0):
     """Read one channel as a canonical (R, A, S) array; integers stay integers unless the header scales them."""
-    file, turn, grid = _open(path)
-    if not 0 <= channel < grid.channels:
-        raise InputError(f"{path}: has {grid.channels} channels, not channel {channel}; choose one from 0")
+    file, turn, _ = _open(path, channel)
     try:
         array = np.asanyarray(file.dataobj[..., channel] if len(file.shape) == 4 else file.dataobj)
     except BROKEN as error:

@@ -4,14 +4,16 @@
 whether its timesteps are neighbours: every jump is between two alpha_bars. v-predicting networks: wrap in v_to_eps.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
+from torch import Tensor
 
-from emit.diffusion.schedule import combine, double, eps_to_z0, posterior
+from emit.diffusion.schedule import AlphaBar, Schedule, combine, double, eps_to_z0, posterior
 
 
-def ddpm_step(z_t, eps_hat, ab_t, ab_prev, noise):
+def ddpm_step(z_t: Tensor, eps_hat: Tensor, ab_t: AlphaBar, ab_prev: AlphaBar, noise: Tensor) -> Tensor:
     """Draw z_prev from q(z_prev | z_t, z0_hat), the posterior at the estimate.   (DDPM, 2006.11239, Eq. 11, Alg. 2)
 
     mean = (z_t - beta / sqrt(1 - ab_t) eps_hat) / sqrt(1 - beta);  variance = beta~, the fixed small one.
@@ -21,7 +23,7 @@ def ddpm_step(z_t, eps_hat, ab_t, ab_prev, noise):
     return mean + combine((variance.sqrt(), noise))
 
 
-def ddim_step(z_t, eps_hat, ab_t, ab_prev, eta, noise):
+def ddim_step(z_t: Tensor, eps_hat: Tensor, ab_t: AlphaBar, ab_prev: AlphaBar, eta: float, noise: Tensor) -> Tensor:
     """Move z_t to the next kept timestep.
 
     z_prev = sqrt(ab_prev) z0_hat + sqrt(1 - ab_prev - sigma^2) eps_hat + sigma noise     (DDIM, 2010.02502, Eq. 12)
@@ -29,37 +31,39 @@ def ddim_step(z_t, eps_hat, ab_t, ab_prev, eta, noise):
     eta in [0, 1].  Their "alpha" is our ab (DDPM's alpha-bar).
     """
     ab_t, ab_prev = double(ab_t), double(ab_prev)
-    sigma = eta * ((1 - ab_prev) / (1 - ab_t)).sqrt() * (1 - ab_t / ab_prev).sqrt()
+    sigma = eta * ((1 - ab_prev) / (1 - ab_t)).sqrt() * (1 - ab_t / ab_prev).sqrt()  # eta sqrt(beta~)
     z0_hat = eps_to_z0(z_t, eps_hat, ab_t)
     return combine((ab_prev.sqrt(), z0_hat), ((1 - ab_prev - sigma**2).sqrt(), eps_hat), (sigma, noise))
 
 
-def dpmpp_2m_step(z_t, z0_hat, z0_hat_before, ab_t, ab_prev, ab_before):
+def dpmpp_2m_step(
+    z_t: Tensor, z0_hat: Tensor, z0_before: Tensor | None, ab_t: AlphaBar, ab_prev: AlphaBar, ab_before: AlphaBar | None
+) -> Tensor:
     """Move z_t by DPM-Solver++(2M), second order from two estimates of z_0.   (2211.01095, Algorithm 2)
 
     z_prev = sqrt((1 - ab_prev) / (1 - ab_t)) z_t + sqrt(ab_prev) (1 - e^-h) D
-    D = (1 + 1 / 2r) z0_hat - 1 / 2r z0_hat_before
+    D = (1 + 1 / 2r) z0_hat - 1 / 2r z0_before
     h = lambda_prev - lambda_t,  r = (lambda_t - lambda_before) / h,  lambda = log sqrt(ab / (1 - ab)).
-    z0_hat_before, ab_before: estimate and alpha_bar of the step before, or None, None: D = z0_hat, first order = DDIM.
+    z0_before, ab_before: estimate and alpha_bar of the step before, or None, None: D = z0_hat, first order = DDIM.
     First order is a must at ab_prev = 1, where lambda is infinite.
     """
     ab_t, ab_prev = double(ab_t), double(ab_prev)
     h = half_log_snr(ab_prev) - half_log_snr(ab_t)
-    direction = z0_hat
-    if z0_hat_before is not None:
-        r = (half_log_snr(ab_t) - half_log_snr(ab_before)) / h
-        direction = combine((1 + 0.5 / r, z0_hat), (-0.5 / r, z0_hat_before))
+    direction = z0_hat  # first order: z0_hat is held for the whole step
+    if z0_before is not None:
+        r = (half_log_snr(ab_t) - half_log_snr(ab_before)) / h  # steps need not be equal in lambda
+        direction = combine((1 + 0.5 / r, z0_hat), (-0.5 / r, z0_before))  # the line through both, half a step on
     shrink = ((1 - ab_prev) / (1 - ab_t)).sqrt()
-    return combine((shrink, z_t), (ab_prev.sqrt() * -torch.expm1(-h), direction))
+    return combine((shrink, z_t), (ab_prev.sqrt() * -torch.expm1(-h), direction))  # expm1: no cancelling at small h
 
 
-def half_log_snr(ab):
+def half_log_snr(ab: AlphaBar) -> Tensor:
     """lambda = log(sqrt(ab) / sqrt(1 - ab)), DPM-Solver's time; infinite at ab = 1."""
     ab = double(ab)
     return 0.5 * (ab / (1 - ab)).log()
 
 
-def timesteps(T, steps, spacing="trailing"):
+def timesteps(T: int, steps: int, spacing: str = "trailing") -> list[int]:
     """Return the kept timesteps, falling: `steps` ints within 0..T-1.
 
     "trailing" (default): T-1 down in steps of T / steps. Only at T-1, the noisiest timestep trained, is pure noise the
@@ -80,32 +84,35 @@ def timesteps(T, steps, spacing="trailing"):
 
 @torch.no_grad()
 def sample(
-    denoiser, z_T, schedule, steps, method="ddim", eta=0.0, noise=None, spacing="trailing", t_end=-1, callback=None
-):
-    """Walk from noise z_T (B, 4, h, w) to z_0 in `steps` calls of denoiser(z_t, t int64 (B,)) -> eps_hat.
-
-    method: "ddpm", "ddim" (with eta) or "dpmpp_2m" (first order at its first and last step, second between).
-    noise: callable () -> like z_T, called once for each step that adds noise; needed by ddpm and by eta > 0.
-    t_end: where the last step goes: -1 clean; 0 with spacing "leading" reproduces public DDIM results.
-    callback: called after each step with a dict of t, t_prev, z_t, eps_hat, z0_hat, z_prev.
-    """
+    denoiser: Callable[[Tensor, Tensor], Tensor],  # (z_t, t int64 (B,)) -> eps_hat
+    z_T: Tensor,  # (B, 4, h, w), standard normal
+    schedule: Schedule,
+    steps: int,
+    method: str = "ddim",  # "ddpm", "ddim" or "dpmpp_2m" (first order at its first and last step, second between)
+    eta: float = 0.0,  # of ddim
+    noise: Callable[[], Tensor] | None = None,  # like z_T, once for each step that adds noise: ddpm, eta > 0
+    spacing: str = "trailing",
+    t_end: int = -1,  # where the last step goes: -1 clean; 0 with spacing "leading" reproduces public DDIM results
+    callback: Callable[[dict], None] | None = None,  # after each step: t, t_prev, z_t, eps_hat, z0_hat, z_prev
+) -> Tensor:
+    """Walk from noise z_T to z_0 in `steps` calls of the denoiser. ValueError where settings contradict each other."""
     stochastic = method == "ddpm" or eta > 0
     check_request(method, eta, stochastic and noise is None)
     kept = timesteps(schedule.T, steps, spacing)
     if not -1 <= t_end < kept[-1]:
         raise ValueError(f"t_end must lie in -1..{kept[-1] - 1}, below the last kept timestep, not {t_end}")
     z_t, z0_hat, ab_before = z_T, None, None
-    for t, t_prev in pairwise([*kept, t_end]):
+    for t, t_prev in pairwise([*kept, t_end]):  # t falls
         ab_t, ab_prev = schedule.at(t), schedule.at(t_prev)
-        eps_hat = denoiser(z_t, torch.full((len(z_t),), t, device=z_t.device))
-        z0_hat_before, z0_hat = z0_hat, eps_to_z0(z_t, eps_hat, ab_t)
-        fresh = noise() if stochastic and t_prev >= 0 else torch.zeros_like(z_t)
+        eps_hat = denoiser(z_t, torch.full((len(z_t),), t, device=z_t.device))  # t: () -> (B,)
+        z0_before, z0_hat = z0_hat, eps_to_z0(z_t, eps_hat, ab_t)
+        fresh = noise() if stochastic and t_prev >= 0 else torch.zeros_like(z_t)  # none on the step to clean
         if method == "ddpm":
             z_prev = ddpm_step(z_t, eps_hat, ab_t, ab_prev, fresh)
         elif method == "ddim":
             z_prev = ddim_step(z_t, eps_hat, ab_t, ab_prev, eta, fresh)
         else:
-            history = None if t_prev == t_end else z0_hat_before
+            history = None if t_prev == t_end else z0_before  # lambda is infinite at clean
             z_prev = dpmpp_2m_step(z_t, z0_hat, history, ab_t, ab_prev, ab_before)
         if callback is not None:
             callback(dict(t=t, t_prev=t_prev, z_t=z_t, eps_hat=eps_hat, z0_hat=z0_hat, z_prev=z_prev))
@@ -113,7 +120,7 @@ def sample(
     return z_t
 
 
-def check_request(method, eta, lacks_noise):
+def check_request(method: str, eta: float, lacks_noise: bool) -> None:
     """Raise ValueError where the settings of sample() contradict each other."""
     if method not in ("ddpm", "ddim", "dpmpp_2m"):
         raise ValueError(f'method is "ddpm", "ddim" or "dpmpp_2m", not {method!r}')

@@ -13,12 +13,12 @@ from emit.evaluation.metrics import kind_of, score_overlap
 EXACT = 1 - 1e-5  # the correlation of two equal images, less what float32 sums may lose
 
 
-def mask_fidelity(images, masks, segment, classes):
+def mask_fidelity(images, masks, segment, classes) -> list[dict]:
     """Compare the mask each image was asked to follow with what a segmenter finds in it.
 
     segment: callable, image -> integer labels (H, W).  classes: names, background first.
-    Returns one dict for each image and foreground class: image (its index), class, kind, dice, iou, precision, recall,
-    with the asked mask as the target; `metrics.summarise` takes them. The segmenter's own errors count as the image's.
+    Returns for each image and foreground class image (its index), class, kind, dice, iou, precision, recall, with the
+    asked mask as the target, as `metrics.summarise` takes them. The segmenter's own errors count as the image's.
     """
     rows = []
     for index, (image, mask) in enumerate(zip(images, masks, strict=True)):
@@ -31,7 +31,7 @@ def mask_fidelity(images, masks, segment, classes):
     return rows
 
 
-def find_nearest(queries, images, side, chunk=256):
+def find_nearest(queries, images, side: int, chunk: int = 256) -> tuple[np.ndarray, np.ndarray]:
     """Return for each query image (index, correlation) of the most correlated of `images`, as two arrays.
 
     `images` may be any iterable, even a lazy one of a million: it is read once, `chunk` thumbnails at a time.
@@ -49,7 +49,7 @@ def find_nearest(queries, images, side, chunk=256):
     return where, best
 
 
-def flag_copies(correlation, held_out, quantile=0.99):
+def flag_copies(correlation, held_out, quantile: float = 0.99) -> np.ndarray:
     """Say of N generated images which are exact copies, or nearer to the training images than nearly all unseen ones.
 
     correlation (N,), held_out (M,): with the nearest training image, of generated images and of real ones of patients not
@@ -58,14 +58,13 @@ def flag_copies(correlation, held_out, quantile=0.99):
     return (correlation > np.quantile(held_out, quantile)) | (correlation > EXACT)
 
 
-def describe_generated(images, sources, training, held_out, side=32):
+def describe_generated(images, sources, training, held_out, side: int = 32) -> dict:
     """Describe a fold's generated images beside real ones: how near to training images, how different among themselves.
 
-    images: N images; sources: the number in `training` of the case that each was made from; held_out: unseen real images.
-    side: of the thumbnails, 32 for shifted or noisy copies, the images' own for exact ones alone. Returns images (N),
-    correlation and held_out (medians of the nearest training image's correlation), highest, flagged (how many
-    `flag_copies` flags), own_source (share whose nearest is their source: they follow its edges), diversity (mean over
-    cases of `measure_diversity`; None where each case has one image).
+    images: N; sources: the number in `training` of the case that each was made from; held_out: unseen real images.
+    side: of the thumbnails, 32 for shifted or noisy copies, the images' own for exact ones alone. Returns images (N);
+    correlation, held_out (medians of the nearest training image's correlation); highest; flagged (number of copies);
+    own_source (share whose nearest is their source: they follow its edges); diversity (mean over cases; None: no pairs).
     """
     nearest, correlation = find_nearest(images, training, side)
     _, unseen = find_nearest(held_out, training, side)
@@ -84,7 +83,7 @@ def describe_generated(images, sources, training, held_out, side=32):
     }
 
 
-def measure_diversity(samples, side):
+def measure_diversity(samples, side: int) -> float:
     """Mean of 1 - correlation over all pairs of the n >= 2 samples of one case: 0 = all alike, 1 = unrelated."""
     rows = thumbnails(samples, side).astype(np.float64)
     if len(rows) < 2:

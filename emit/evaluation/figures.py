@@ -1,8 +1,7 @@
 """The figures: rows of images, contours against ground truth, arms compared. Everything is drawn without a display.
 
-Colours are those of Okabe and Ito, which colour-blind readers can tell apart. `stamp` is printed in red over a figure;
-the report passes the published deviations that are switched on. Text is drawn as it stands: no formulas, and a frame in
-the place of a character that the font lacks.
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart. `stamp` is printed in red over a figure: the
+published deviations that are on. Text is drawn as it stands: no formulas, a frame for a character that the font lacks.
 """
 
 import io
@@ -27,22 +26,14 @@ BLUE, VERMILION, YELLOW, GREY = "#0072B2", "#D55E00", "#F0E442", "#8C8C8C"
 ORDER = ("#000000", BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # of arms in one panel
 TRUTH, FOUND = YELLOW, "#56B4E9"  # contours, on grey images
 STROKES = ("-", "--", ":", "-.")  # of classes
-STYLE = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "legend.frameon": False,
-    "text.parse_math": False,  # "$x$" in a prompt is no formula
-}
+STYLE = {"font.size": 8, "axes.titlesize": 8, "text.parse_math": False}  # "$x$" in a prompt is no formula
+STYLE |= dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False)
+STYLE |= dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6)
 # What damaged files, odd pictures and full disks raise while a figure is made.
 FAILURES = (InputError, OSError, EOFError, BadZipFile, zlib.error, ValueError, TypeError, LookupError, RuntimeError)
 
 
-def attempt(path, collect, save, stamp):
+def attempt(path, collect, save, stamp: str) -> bool:
     """Draw one figure, save(path, collect(), stamp=stamp), and say whether it was; nothing is drawn of nothing.
 
     A figure that fails costs no result: one line names it and the cause.
@@ -57,15 +48,13 @@ def attempt(path, collect, save, stamp):
         return False
 
 
-def save_rows(path, rows, titles=(), caption=""):
+def save_rows(path, rows, titles=(), caption: str = "") -> None:
     """Save a grid of grey images: rows = {label: images (B, H, W) or (B, 1, H, W) in [-1, 1], or in [0, 1]}.
 
     titles: one per column. caption: one line under the grid, such as the settings that made it.
     """
     columns = max(len(images) for images in rows.values())
-    with _draw(path, len(rows), columns, 1.1 * columns + 0.9, 1.12 * len(rows) + 0.3) as (figure, axes):
-        for axis in axes.flat:
-            axis.axis("off")
+    with _draw(path, len(rows), columns, 1.1 * columns + 0.9, 1.12 * len(rows) + 0.3, bare=True) as (figure, axes):
         for line, (label, images) in zip(axes, rows.items(), strict=True):
             images = np.asarray(images, dtype=np.float32).reshape(len(images), *np.shape(images)[-2:])
             for axis, image in zip(line, images, strict=False):
@@ -76,7 +65,7 @@ def save_rows(path, rows, titles=(), caption=""):
         figure.supxlabel(caption, fontsize=6)
 
 
-def save_contours(path, examples, classes, stamp=""):
+def save_contours(path, examples, classes, stamp: str = "") -> None:
     """Save contours of the ground truth and of each arm's prediction over the original image: a row per example.
 
     examples: dicts of label; image (H, W) in [-1, 1]; target (H, W) labels; aspect, the pixel's height / width; found,
@@ -85,46 +74,43 @@ def save_contours(path, examples, classes, stamp=""):
     columns = 1 + len(examples[0]["found"])
     heights = [example["aspect"] * example["image"].shape[0] / example["image"].shape[1] for example in examples]
     size = 1.3 * columns + 0.4, sum(1.3 * height + 0.15 for height in heights) + 0.5
-    with _draw(path, len(examples), columns, *size, stamp, height_ratios=heights) as (figure, axes):
+    with _draw(path, len(examples), columns, *size, stamp, True, height_ratios=heights) as (figure, axes):
         for line, example in zip(axes, examples, strict=True):
-            shown = {"ground truth": (None, None), **example["found"]}
-            for axis, (name, (prediction, dice)) in zip(line, shown.items(), strict=True):
+            shown = [("ground truth", (None, None)), *example["found"].items()]
+            for axis, (name, (prediction, dice)) in zip(line, shown, strict=True):
                 _show(axis, example["image"], aspect=example["aspect"])
-                _outline(axis, example["target"], len(classes), TRUTH)
+                _outline(axis, example["target"], TRUTH)
+                words = [fill(name, 14)] if example is examples[0] else []
                 if prediction is not None:
-                    _outline(axis, prediction, len(classes), FOUND)
-                words = fill(name, 14) if example is examples[0] else "", "" if dice is None else f"Dice {dice:.3f}"
-                axis.set_title("\n".join(filter(None, words)), fontsize=7, pad=2)
+                    _outline(axis, prediction, FOUND)
+                    words.append(f"Dice {dice:.3f}")
+                axis.set_title("\n".join(words), fontsize=7, pad=2)
             _label_row(line[0], example["label"])
-        keys = [Line2D([], [], color=colour) for colour in (TRUTH, FOUND)]
-        names = ["ground truth", "prediction"]
-        if len(classes) > 2:
-            strokes = [STROKES[i % len(STROKES)] for i in range(len(classes) - 1)]
-            keys += [Line2D([], [], color="black", linestyle=stroke) for stroke in strokes]
-            names += classes[1:]
+        keys = [Line2D([], [], color=TRUTH, label="ground truth"), Line2D([], [], color=FOUND, label="prediction")]
+        for i, name in enumerate(classes[1:] if len(classes) > 2 else ()):
+            keys.append(Line2D([], [], color="black", linestyle=STROKES[i % len(STROKES)], label=name))
         frame = {"frameon": True, "facecolor": "#BBBBBB", "edgecolor": "none"}
-        figure.legend(keys, names, loc="outside lower center", ncols=len(keys), fontsize=7, **frame)
+        figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), fontsize=7, **frame)
 
 
-def save_paired(path, scores, label="Dice", stamp=""):
+def save_paired(path, scores, label: str = "Dice", stamp: str = "") -> None:
     """Save a panel per arm: box plots of the first arm (the baseline) and of this one, and a line for each case.
 
     scores: {arm: {case: score}}, the same cases in all. Lines are blue where the arm gains, vermilion where it loses.
     Boxes hold the quartiles, whiskers reach 1.5 of their distance; every case has its line.
     """
     (baseline, before), *others = scores.items()
-    columns = min(5, max(1, len(others)))
-    rows = max(1, -(-len(others) // columns))
-    start = np.array(list(before.values()))
-    size = 1.45 * columns + 0.6, 1.75 * rows + 0.3
-    with _draw(path, rows, columns, *size, stamp, sharey=True) as (_, axes):
+    count = max(1, len(others))
+    columns = min(5, count)
+    rows, start = -(-count // columns), np.array(list(before.values()))
+    with _draw(path, rows, columns, 1.45 * columns + 0.6, 1.75 * rows + 0.3, stamp, sharey=True) as (_, axes):
         for place, (axis, (arm, after)) in enumerate(zip(axes.flat, others, strict=False)):
             end = np.array([after[case] for case in before])
             _draw_pair(axis, start, end)
             gains = np.count_nonzero(end > start + 1e-9)
             axis.set_title(f"{fill(arm, 26)}\n{(end - start).mean():+.3f}, {gains} of {len(start)} up", fontsize=7)
             axis.set_xticks([0, 1], [baseline, "arm"] if place + columns >= len(others) else ["", ""])
-        for axis in axes.flat[max(1, len(others)) :]:
+        for axis in axes.flat[count:]:
             axis.axis("off")
         if not others:
             _draw_box(axes[0, 0], start, 0)
@@ -133,13 +119,13 @@ def save_paired(path, scores, label="Dice", stamp=""):
             line[0].set_ylabel(f"{label} per case")
 
 
-def save_curves(path, curves, stamp=""):
+def save_curves(path, curves, stamp: str = "") -> None:
     """Save learning curves: a panel per quantity, a line per arm, the mean of its runs; the band is their range.
 
     curves: {quantity: {arm: [(steps, values) of each run]}}; of runs that differ in their steps, the common ones count.
     """
     with _draw(path, 1, len(curves), 2.9 * len(curves) + 1.3, 2.5, stamp) as (figure, axes):
-        arms = list(dict.fromkeys(arm for by_arm in curves.values() for arm in by_arm))
+        arms = dict.fromkeys(arm for by_arm in curves.values() for arm in by_arm)
         colours = {arm: ORDER[i % len(ORDER)] for i, arm in enumerate(arms)}
         for axis, (quantity, by_arm) in zip(axes[0], curves.items(), strict=True):
             for arm, runs in by_arm.items():
@@ -149,56 +135,54 @@ def save_curves(path, curves, stamp=""):
                 axis.plot(steps, values.mean(0), color=colours[arm], linewidth=1.2)
                 axis.fill_between(steps, values.min(0), values.max(0), color=colours[arm], alpha=0.15, linewidth=0)
             axis.set(xlabel="step", ylabel=quantity)
-        keys = [Line2D([], [], color=colours[arm]) for arm in arms]
-        figure.legend(keys, [fill(arm, 18) for arm in arms], loc="outside center right", fontsize=7)
+        keys = [Line2D([], [], color=colour, label=fill(arm, 18)) for arm, colour in colours.items()]
+        figure.legend(handles=keys, loc="outside center right", fontsize=7)
 
 
-def save_sweep(path, xs, means, spreads, label, score="Dice", stamp=""):
+def save_sweep(path, xs, means, spreads, label: str, score: str = "Dice", stamp: str = "") -> None:
     """Save a score against one setting: xs its values; means, spreads (half the bar's length): {arm: one for each x}.
 
     label: what xs is, such as "generated images per case". Arms stand a little apart, so that no bar covers another.
     """
     positions = np.arange(len(xs), dtype=float)
-    with _draw(path, 1, 1, 4.2, 2.6, stamp) as (figure, axes):
-        axis = axes[0, 0]
+    with _draw(path, 1, 1, 4.2, 2.6, stamp) as (figure, ((axis,),)):
         for number, (arm, values) in enumerate(means.items()):
             shifted = positions + 0.08 * (number - (len(means) - 1) / 2)
-            style = {"color": ORDER[number % len(ORDER)], "marker": "o", "markersize": 3.5, "linewidth": 1.2}
-            axis.errorbar(shifted, values, spreads[arm], capsize=2, elinewidth=0.8, label=arm, **style)
+            style = {"marker": "o", "markersize": 3.5, "linewidth": 1.2, "elinewidth": 0.8, "capsize": 2}
+            axis.errorbar(shifted, values, spreads[arm], label=arm, color=ORDER[number % len(ORDER)], **style)
         axis.set_xticks(positions, [f"{x:g}" if isinstance(x, int | float) else str(x) for x in xs])
         axis.set(xlabel=label, ylabel=score)
         figure.legend(loc="outside center right", fontsize=7)
 
 
-def save_generated(path, columns, stamp=""):
+def save_generated(path, columns, stamp: str = "") -> None:
     """Save generated images below their case: a column per case, with the label's outline on real and generated images.
 
-    columns: dicts of prompt; original and edge, (S, S) in [-1, 1] and [0, 1]; mask (S, S); samples, a list of (S, S) in
-    [-1, 1].
+    columns: dicts of prompt; edge (S, S) in [0, 1]; mask (S, S); original (S, S) and samples, a list of it, in [-1, 1].
     """
-    count = max(len(column["samples"]) for column in columns)
-    with _draw(path, 2 + count, len(columns), 1.05 * len(columns) + 0.4, 1.05 * (2 + count) + 0.4, stamp) as (_, axes):
-        for axis in axes.flat:
-            axis.axis("off")
+    labels = "original", "edge", *(f"sample {i}" for i in range(max(len(column["samples"]) for column in columns)))
+    size = 1.05 * len(columns) + 0.4, 1.05 * len(labels) + 0.4
+    with _draw(path, len(labels), len(columns), *size, stamp, bare=True) as (_, axes):
         for line, column in zip(axes.T, columns, strict=True):
             _show(line[1], column["edge"], low=0)
-            images = column["original"], *column["samples"]
-            for axis, image in zip((line[0], *line[2:]), images, strict=False):
+            for axis, image in zip((line[0], *line[2:]), (column["original"], *column["samples"]), strict=False):
                 _show(axis, image)
-                _outline(axis, column["mask"], int(column["mask"].max()) + 1, TRUTH)
+                _outline(axis, column["mask"], TRUTH)
             line[0].set_title(fill(column["prompt"], 22), fontsize=6)
-        for axis, label in zip(axes[:, 0], ("original", "edge", *(f"sample {i}" for i in range(count))), strict=True):
+        for axis, label in zip(axes[:, 0], labels, strict=True):
             _label_row(axis, label)
 
 
 @contextmanager
-def _draw(path, rows, columns, width, height, stamp="", height_ratios=None, **options):
-    """Open a figure of rows x columns axes; on leaving, save it with at most 256 colours, which keeps it small."""
+def _draw(path, rows, columns, width, height, stamp="", bare=False, height_ratios=None, **options):
+    """Open a figure of rows x columns axes, bare ones for images; on leaving, save it small: in at most 256 colours."""
     with plt.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         options |= {"layout": "constrained", "squeeze": False, "dpi": 120, "figsize": (width, height)}
         figure, axes = plt.subplots(rows, columns, gridspec_kw={"height_ratios": height_ratios}, **options)
         try:
+            for axis in axes.flat if bare else ():
+                axis.axis("off")
             yield figure, axes
             if stamp:
                 figure.suptitle(fill(stamp, int(14 * width)), fontsize=7, color="#B00000")
@@ -212,30 +196,26 @@ def _draw(path, rows, columns, width, height, stamp="", height_ratios=None, **op
 
 def _show(axis, image, low=-1, **options):
     axis.imshow(image, cmap="gray", vmin=low, vmax=1, interpolation="nearest", **options)
-    axis.axis("off")
 
 
 def _label_row(axis, label):
-    place = {"ha": "right", "va": "center", "multialignment": "center", "rotation": 90}
-    axis.text(-0.06, 0.5, label, fontsize=7, transform=axis.transAxes, **place)
+    place = {"ha": "right", "va": "center", "multialignment": "center", "rotation": 90, "transform": axis.transAxes}
+    axis.text(-0.06, 0.5, label, fontsize=7, **place)
 
 
-def _outline(axis, labels, classes, colour):
-    """Draw the border of each class, 1 to classes - 1; a mask that touches the image's border is closed there."""
-    padded = np.pad(labels, 1)
-    span = [np.arange(-1, side + 1) for side in labels.shape]
-    for label in range(1, classes):
-        if (labels == label).any():
-            stroke = STROKES[(label - 1) % len(STROKES)]
-            axis.contour(span[1], span[0], padded == label, [0.5], colors=colour, linewidths=0.9, linestyles=stroke)
+def _outline(axis, labels, colour):
+    """Draw the border of each class but 0; a mask that touches the image's border is closed there."""
+    y, x = (np.arange(-1, side + 1) for side in labels.shape)
+    for label in np.unique(labels[labels > 0]):
+        style = {"colors": colour, "linewidths": 0.9, "linestyles": STROKES[(label - 1) % len(STROKES)]}
+        axis.contour(x, y, np.pad(labels, 1) == label, [0.5], **style)
     axis.set(xlim=(-0.5, labels.shape[1] - 0.5), ylim=(labels.shape[0] - 0.5, -0.5))
 
 
 def _draw_pair(axis, start, end):
     opacity = float(np.clip(15 / len(start), 0.06, 0.6))
-    change = np.sign(np.round(end - start, 9))
     for sign, colour in ((0, GREY), (-1, VERMILION), (1, BLUE)):
-        chosen = change == sign
+        chosen = np.sign(np.round(end - start, 9)) == sign
         axis.plot([0.2, 0.8], [start[chosen], end[chosen]], color=colour, alpha=opacity, linewidth=0.7)
     _draw_box(axis, start, 0)
     _draw_box(axis, end, 1)
@@ -243,6 +223,6 @@ def _draw_pair(axis, start, end):
 
 
 def _draw_box(axis, values, position):
-    style = {part: {"color": "black", "linewidth": 0.8} for part in ("boxprops", "whiskerprops", "capprops")}
-    style["medianprops"] = {"color": "black", "linewidth": 1.6}
+    widths = {"box": 0.8, "whisker": 0.8, "cap": 0.8, "median": 1.6}
+    style = {f"{part}props": {"color": "black", "linewidth": width} for part, width in widths.items()}
     axis.boxplot(values, positions=[position], widths=0.28, showfliers=False, manage_ticks=False, **style)

@@ -6,7 +6,7 @@ distances infinite. docs/metrics.md says what other codes do with the same cases
 """
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, find_objects
 from scipy.spatial import cKDTree
 
 OVERLAPS = ("dice", "iou", "precision", "recall")
@@ -14,18 +14,17 @@ DISTANCES = ("hd95", "assd")
 SCORES = (*OVERLAPS, "nsd", *DISTANCES)
 KINDS = ("both present", "both empty", "missed", "false alarm")
 
-# One point in a k-d tree costs about as much as 20 voxels of a distance transform (0.7 us against 30 ns, measured).
-VOXELS_PER_POINT = 20
+VOXELS_PER_POINT = 20  # that a distance transform does in the time of one point in a k-d tree (30 ns, 0.7 us; measured)
 
 
-def score_case(prediction, target, classes, spacing, tolerance, fake_pixel=False):
-    """Score one case: a list with one dict for each foreground class, holding SCORES and where they come from.
+def score_case(prediction, target, classes, spacing, tolerance: float, fake_pixel: bool = False) -> list[dict]:
+    """Score one case: one dict for each foreground class, holding SCORES and where they come from.
 
     prediction, target: integer arrays (H, W) or (D, H, W) of labels 0..K-1, the target as it was annotated.
-    classes: K names, background first.  spacing: mm along each axis; None measures in pixels.
-    tolerance of NSD: in the unit of the spacing.  Keys beside SCORES: class, kind (one of KINDS), predicted and target
-    (voxel counts), unit, tolerance.  ValueError for shapes, labels or spacings that do not fit.
-    fake_pixel: as the public DiffBoost code: every empty mask gets one pixel at its centre before it is scored.
+    classes: K names, background first.  spacing: mm along each axis (None: pixels), also the unit of NSD's tolerance.
+    fake_pixel: as the public DiffBoost code, every empty mask gets one pixel at its centre before it is scored.
+    Keys beside SCORES: class, kind (one of KINDS), predicted and target (voxel counts), unit, tolerance.
+    Raises ValueError for shapes, labels or spacings that do not fit.
     """
     prediction, target = np.asarray(prediction), np.asarray(target)
     _check_case(prediction, target, classes, spacing, tolerance)
@@ -40,14 +39,13 @@ def score_case(prediction, target, classes, spacing, tolerance, fake_pixel=False
     return rows
 
 
-def kind_of(prediction, target):
+def kind_of(prediction, target) -> str:
     """Say which of two boolean masks is empty: one of KINDS."""
-    return {(True, True): KINDS[0], (False, False): KINDS[1], (False, True): KINDS[2], (True, False): KINDS[3]}[
-        bool(prediction.any()), bool(target.any())
-    ]
+    kinds = {(True, True): KINDS[0], (False, False): KINDS[1], (False, True): KINDS[2], (True, False): KINDS[3]}
+    return kinds[bool(prediction.any()), bool(target.any())]
 
 
-def score_overlap(prediction, target):
+def score_overlap(prediction, target) -> dict[str, float]:
     """Dice 2 TP / (2 TP + FP + FN), IoU TP / (TP + FP + FN), precision TP / (TP + FP), recall TP / (TP + FN).
 
     Boolean masks of any shape.  Both empty: 1, all four.  Exactly one empty: 0, all four, 0 / 0 included.
@@ -60,7 +58,7 @@ def score_overlap(prediction, target):
     return dict(zip(OVERLAPS, values, strict=True))
 
 
-def score_boundary(prediction, target, spacing, tolerance):
+def score_boundary(prediction, target, spacing, tolerance: float) -> dict[str, float]:
     """HD95, ASSD and NSD from the distances of each surface voxel to the nearest surface voxel of the other mask.
 
     HD95: 95th percentile (linear interpolation) of both directions pooled, as MedPy; MONAI takes the larger of the two
@@ -77,23 +75,21 @@ def score_boundary(prediction, target, spacing, tolerance):
     return {"nsd": float(within.mean()), "hd95": float(np.percentile(pooled, 95)), "assd": float(pooled.mean())}
 
 
-def surface_distances(prediction, target, spacing=None):
+def surface_distances(prediction, target, spacing=None) -> tuple[np.ndarray, np.ndarray]:
     """Return two 1D arrays: from the prediction's surface voxels to the target's surface, and back.
 
     Both masks are boolean and not empty.  Euclidean, between voxel centres, in the unit of the spacing (None: voxels).
-    Everything happens inside the bounding box of the union, which holds both surfaces, so nothing is approximated.
     """
-    box = _bounding_box(prediction | target)
+    box = find_objects((prediction | target).astype(np.uint8))[0]  # holds both surfaces, so nothing is approximated
     a, b = find_surface(prediction[box]), find_surface(target[box])
     spacing = np.ones(a.ndim) if spacing is None else np.asarray(spacing, dtype=float)
     return _distances_to(a, b, spacing), _distances_to(b, a, spacing)
 
 
-def find_surface(mask):
+def find_surface(mask) -> np.ndarray:
     """Keep the foreground voxels that erosion with the cross (4 neighbours in 2D, 6 in 3D) removes.
 
-    MedPy calls this connectivity 1; MONAI does the same. Beyond the image is background: a mask that touches the image
-    border has surface there.
+    As MedPy (connectivity 1) and MONAI. Beyond the image is background: a mask that touches its border has surface there.
     """
     inner = mask.copy()
     for axis in range(mask.ndim):
@@ -104,7 +100,7 @@ def find_surface(mask):
     return mask & ~inner
 
 
-def summarise(rows):
+def summarise(rows) -> dict[str, dict]:
     """Summarise the rows of many cases: {class: {"cases", one count for each of KINDS, "scores": {score: numbers}}}.
 
     numbers: mean, median, spread (standard deviation, n - 1; nan for one case) and infinite, how many values are. All
@@ -134,16 +130,9 @@ def _distances_to(source, destination, spacing):
     return cKDTree(np.argwhere(destination) * spacing).query(np.argwhere(source) * spacing)[0]
 
 
-def _bounding_box(mask):
-    spans = [np.flatnonzero(mask.any(axis=tuple(set(range(mask.ndim)) - {axis}))) for axis in range(mask.ndim)]
-    return tuple(slice(span[0], span[-1] + 1) for span in spans)
-
-
 def _with_centre_pixel(mask):
-    if mask.any():
-        return mask
-    mask = mask.copy()
-    mask[tuple(side // 2 for side in mask.shape)] = True
+    if not mask.any():  # written into: score_case has just made it
+        mask[tuple(side // 2 for side in mask.shape)] = True
     return mask
 
 

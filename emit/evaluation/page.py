@@ -1,8 +1,10 @@
 """The report as one HTML page: plain, self-contained, readable on a phone; figures are inside it."""
 
 import base64
+from collections import Counter
 from dataclasses import MISSING, fields
 from html import escape
+from itertools import chain
 from pathlib import Path
 
 from emit import ledger
@@ -35,6 +37,9 @@ GENERATOR = (
     "from, was trained on. Near-duplicates, and slices that were read there with another window, channel or axis, "
     "are not recognised. Weights without a ledger, such as public ones, cannot be checked: they are unknown."
 )
+NO_GENERATOR = "No generated images were used, so there was no generator to check."
+GROUPS = "A group is a patient or, where none is known, a set of look-alike pictures; none may be on two sides."
+SELECTED = "Weights were chosen on the test cases (select_on_test): the scores are too good."
 TESTS = (
     "Differences are paired by case; percentile bootstrap intervals draw whole groups; p is Wilcoxon's signed-rank test on "
     "group means. Holm's correction runs over the comparisons of arms with generated images, and over those of the other "
@@ -42,9 +47,10 @@ TESTS = (
 )
 
 
-def write_page(path, results, tables, figures, labelled, settings):
+def write_page(path, results, tables, figures, labelled, settings) -> None:
     """Write the page. tables: {name: rows of strings, header first}; figures: [(title, path, caption)]."""
-    stamp = results["stamp"]
+    stamp, generated = results["stamp"], settings.generated
+    selected = [SELECTED] if "select_on_test" in stamp else []
     parts = [
         f"<h1>EMIT-Diff: {len(results['arms'])} arms on {escape(labelled.about.data.name)}</h1>",
         f'<p class="stamp">{escape(stamp)}</p>' if stamp else "",
@@ -63,8 +69,8 @@ def write_page(path, results, tables, figures, labelled, settings):
         make_paragraphs(EMPTY_MASKS),
         "<h2>Splits and leaks</h2>",
         make_table(list_splits(labelled)),
-        make_paragraphs(*explain_leaks(results, settings)),
-        make_table(list_ledger(labelled, settings)) if settings.generated else "",
+        make_paragraphs(GROUPS, *selected, NO_GENERATOR if generated is None else GENERATOR),
+        make_table(list_ledger(labelled, generated)) if generated else "",
         "<h2>Settings</h2>",
         make_paragraphs(describe_versions(results["versions"])),
         make_table(list_settings(settings), kind="plain"),
@@ -72,31 +78,31 @@ def write_page(path, results, tables, figures, labelled, settings):
     write_text(path, HEAD + "\n".join(filter(None, parts)) + "\n</body></html>\n")
 
 
-def make_paragraphs(*sentences):
+def make_paragraphs(*sentences: str) -> str:
     """Return each sentence as a paragraph."""
     return "".join(f"<p>{show_text(sentence)}</p>" for sentence in sentences)
 
 
-def make_table(table, kind="numbers"):
+def make_table(table, kind: str = "numbers") -> str:
     """Return rows of strings, the header first, as a table that scrolls sideways on a narrow screen."""
     lines = ["".join(f"<td>{show_text(cell)}</td>" for cell in line) for line in table]
     lines[0] = lines[0].replace("td>", "th>")
     return f'<div class="wide"><table class="{kind}"><tr>' + "</tr>\n<tr>".join(lines) + "</tr></table></div>"
 
 
-def make_figure(title, path, caption):
+def make_figure(title: str, path, caption: str) -> str:
     """Return a headed figure with the image inside."""
     data = base64.b64encode(Path(path).read_bytes()).decode()
     image = f'<img alt="{escape(title)}" src="data:image/png;base64,{data}">'
     return f"<h2>{escape(title)}</h2><figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def show_text(text):
+def show_text(text: str) -> str:
     """Return plain text as HTML."""
     return escape(text).replace("+-", "±")
 
 
-def explain_scores(results, settings):
+def explain_scores(results, settings) -> str:
     """Say what the main table's numbers are."""
     seeds, tolerance = results["seeds"], f"{settings.tolerance:g} {'/'.join(results['units'])}"
     words = (
@@ -109,36 +115,23 @@ def explain_scores(results, settings):
     return words + (f" Standard deviation of mean Dice between seeds: {', '.join(spreads)}." if seeds > 1 else "")
 
 
-def list_splits(labelled):
+def list_splits(labelled) -> list[list[str]]:
     """Return the table of folds: cases and groups in each part, and groups that are in more than one."""
     group_of = {case.id: case.group for case in labelled.cases}
     table = [["fold", "training", "validation", "test", "groups in two parts"]]
     for fold, split in enumerate(labelled.splits):
         parts = split.train, split.validation, split.test
         groups = [{group_of[name] for name in part} for part in parts]
-        shared = len(groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2])
         counts = [f"{len(part)} in {len(mine)} groups" for part, mine in zip(parts, groups, strict=True)]
-        table.append([str(fold), *counts, str(shared)])
+        table.append([str(fold), *counts, str(sum(n > 1 for n in Counter(chain(*groups)).values()))])
     return table
 
 
-def explain_leaks(results, settings):
-    """Say what was checked between training and test, and what was not."""
-    yield "A group is a patient or, where none is known, a set of look-alike pictures; none may be on two sides."
-    if "select_on_test" in results["stamp"]:
-        yield "Weights were chosen on the test cases (select_on_test): the scores are too good."
-    yield (
-        "No generated images were used, so there was no generator to check."
-        if settings.generated is None
-        else GENERATOR
-    )
-
-
-def list_ledger(labelled, settings):
+def list_ledger(labelled, generated) -> list[list[str]]:
     """Return the table of what each fold's generator has seen, and how many of the fold's test cases are among it."""
     table = [["fold", "seen by the generator", "test cases looked for", "found"]]
     for fold, split in enumerate(labelled.splits):
-        seen = ledger.read(Path(settings.generated) / f"fold{fold}" / "ledger.json")
+        seen = ledger.read(Path(generated) / f"fold{fold}" / "ledger.json")
         stages = "; ".join(f"{entry['stage']}: {entry['cases']} cases" for entry in seen.entries)
         leaked = {case for case, _ in seen.find(select(labelled.cases, split.test))}
         found = str(len(leaked)) if seen.entries else "unknown"
@@ -146,7 +139,7 @@ def list_ledger(labelled, settings):
     return table
 
 
-def list_settings(settings):
+def list_settings(settings) -> list[list[str]]:
     """Return every setting with its value, where the default comes from, and its meaning."""
     table = [["setting", "value", "source of the default", "meaning"]]
     for f in fields(settings):
@@ -157,7 +150,7 @@ def list_settings(settings):
     return table
 
 
-def describe_versions(versions):
+def describe_versions(versions) -> str:
     """Return the versions in a line."""
     code = versions["code"]
     changed = ", with changes" if code["changed"] else ""

@@ -9,7 +9,7 @@ from emit.files import write_atomic
 
 
 @torch.no_grad()
-def find_labels(network, image, shape=None):
+def find_labels(network, image, shape=None) -> np.ndarray:
     """Return the labels (H, W) of an image (1, 1, S, S) in [-1, 1]; the lowest number where scores tie.
 
     shape: (H, W), the native grid onto which the scores are resized before the labels are chosen; None: (S, S).
@@ -20,7 +20,7 @@ def find_labels(network, image, shape=None):
     return logits.argmax(0).numpy()
 
 
-def group_volumes(cases):
+def group_volumes(cases) -> dict[str, list]:
     """Return {volume, or id of a flat picture: its cases}, the slices of a volume in order."""
     volumes = {}
     for case in cases:
@@ -28,7 +28,7 @@ def group_volumes(cases):
     return {name: sorted(slices, key=lambda case: case.index) for name, slices in volumes.items()}
 
 
-def validate(network, pictures):
+def validate(network, pictures) -> float:
     """Return the mean Dice over cases and classes at training size. pictures: `emit.data.cache.Pictures`, not empty."""
     network.eval()
     found = {}
@@ -41,7 +41,7 @@ def validate(network, pictures):
     return float(np.mean([score_overlap(a == k, b == k)["dice"] for a, b in pairs for k in classes]))
 
 
-def predict(network, cases, size):
+def predict(network, cases, size: int) -> dict[str, tuple]:
     """Segment cases on their native grid: {volume, or id of a flat picture: (labels, target, spacing)}.
 
     size: side S of the square that the network sees. Labels and target, as annotated: (H, W), of a volume (D, H, W).
@@ -49,20 +49,17 @@ def predict(network, cases, size):
     """
     found = {}
     for name, slices in group_volumes(cases).items():
-        pairs = []
+        pairs, first = [], slices[0]
         for case in slices:
             image, target = case.load()
             pairs.append((find_labels(network, fit(image, size, LINEAR, -1.0)[None, None], target.shape), target))
         labels, target = map(np.stack, zip(*pairs, strict=True))  # (D, H, W)
-        first = slices[0]
-        if first.volume is None:
-            found[name] = labels[0], target[0], first.spacing
-        else:
-            found[name] = labels, target, first.spacing and (first.thickness, *first.spacing)
+        spacing = first.spacing and (first.thickness, *first.spacing)
+        found[name] = (labels[0], target[0], first.spacing) if first.volume is None else (labels, target, spacing)
     return found
 
 
-def score(predictions, classes, tolerance, fake_pixel=False):
+def score(predictions, classes, tolerance: float, fake_pixel: bool = False) -> list[dict]:
     """Return one row for each case and foreground class: "case" and what `score_case` returns. predictions: of `predict`."""
     return [
         {"case": name, **row}

@@ -32,43 +32,41 @@ ALL = "all classes"
 NOTHING = "No arm with generated images was run: nothing is concluded about generated images."
 
 
-def write_report(folder, rows, labelled, settings, classical, fidelity=(), beside_real=()):
-    """Write per_case.csv and summary.json into the folder, print the table and the conclusion, draw figures/ and the page.
+def write_report(folder, rows, labelled, settings, classical, fidelity=(), beside_real=()) -> dict:
+    """Write per_case.csv and summary.json, print the tables and the conclusion, draw figures/ and the page.
 
-    rows: dicts with arm, fold, seed, case, and what `score_case` returns. labelled: LabelledSet.
-    settings: of train_seg.py. classical: names of the classical arms. fidelity: rows of `mask_fidelity` for the generated
-    images, if there are any; beside_real: one dict of `describe_generated` per fold. Returns what summary.json holds.
+    rows: dicts with arm, fold, seed, case, and what `score_case` returns. labelled: LabelledSet. settings: of
+    train_seg.py. classical: names of arms. Of generated images, fidelity: rows of `mask_fidelity`; beside_real: one dict
+    of `describe_generated` per fold. Returns what summary.json holds.
     """
     write_text(folder / "per_case.csv", list_cases(rows))
     scores = average_classes(rows)
     deviations = ", ".join(find_deviations(settings))
     results = {
         "settings": asdict(settings),
-        "versions": list_versions(),
+        "versions": {"code": code_version(), "python": platform.python_version()}
+        | {package.__name__: package.__version__ for package in (torch, np, scipy, matplotlib)},
         "stamp": f"published deviations on: {deviations}" if deviations else "",
         **compute(scores, rows, labelled.cases, settings, classical),
         "fidelity": describe_fidelity(fidelity),
         "beside_real": {"folds": list(beside_real), "sentences": describe_beside_real(beside_real)},
     }
     write_json(folder / "summary.json", make_plain(results), indent=1)
-    tables = {"main": list_scores(results), "kinds": list_kinds(results)}
-    print("", *filter(None, [results["stamp"]]), *(align(table) + "\n" for table in tables.values()), sep="\n")
+    tables = make_tables(results)
+    print("", *filter(None, [results["stamp"]]), *(align(tables[name]) + "\n" for name in ("main", "kinds")), sep="\n")
     print(*results["conclusion"], *results["fidelity"]["sentences"], *results["beside_real"]["sentences"], sep="\n")
-    tables["comparisons"] = list_comparisons(results)
-    if len(labelled.classes) > 2:
-        tables["classes"] = list_classes(results)
     figures = illustrate(folder, scores, rows, results, labelled, settings)
     write_page(folder / "report.html", results, tables, figures, labelled, settings)
     return results
 
 
-def find_deviations(settings):
+def find_deviations(settings) -> list[str]:
     """Return the names of the published deviations that are on: this run's and those of the generator that it used."""
     images = [] if settings.generated is None else read_manifest(settings.generated / "fold0")
     return [*read_compat(settings.compat, "train_seg.py"), *(images[0].get("compat", []) if images else [])]
 
 
-def write_sweep(folder, results, label):
+def write_sweep(folder, results, label: str) -> None:
     """Write sweep.json and sweep.png: each arm's mean Dice against the swept setting.
 
     results: {value: what write_report returned}; label: what the values are. Bars: the standard error of the mean over
@@ -85,23 +83,26 @@ def write_sweep(folder, results, label):
     attempt(folder / "sweep.png", lambda: list(results), save, runs[0]["stamp"])
 
 
-def compute(scores, rows, cases, settings, classical):
+def compute(scores, rows, cases, settings, classical) -> dict:
     """Return all numbers of the report: arms, comparisons, conclusion, and what they rest on.
 
     The conclusion is about our arm, or about the first one with generated images where ours was not run.
     """
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     classical = [arm for arm in classical if arm in arms]
-    described = describe_arms(scores)
+    described, summaries = describe_arms(scores), {}
+    for arm in arms:
+        mine = [row for row in rows if row["arm"] == arm]
+        summaries[arm] = summarise([row | {"class": ALL} for row in mine]) | summarise(mine)
     groups = {case.volume or case.id: case.group for case in cases}
-    generated = [arm for arm in arms if arm not in (BASELINE, CONTROL, *classical)]
     others = [arm for arm in arms if arm in (CONTROL, *classical)]
+    generated = [arm for arm in arms if arm not in (BASELINE, *others)]
     rng = np.random.default_rng(seed_from(settings.seed, "bootstrap"))
     compared = compare_arms(scores, generated, BASELINE, classical, rng, groups)
     compared += compare_arms(scores, others, BASELINE, (), rng, groups)
     judged = OURS if OURS in generated else next(iter(generated), None)
     return {
-        "arms": {arm: {"scores": describe_arm(arm, rows), "dice": described[arm]} for arm in arms},
+        "arms": {arm: {"scores": summaries[arm], "dice": described[arm]} for arm in arms},
         "best_classical": max(classical, key=lambda arm: described[arm]["mean"], default=None),
         "generated_arms": generated,
         "comparisons": [asdict(c) | {"verdict": verdict(c), "sentence": conclude(c)} for c in compared],
@@ -114,7 +115,7 @@ def compute(scores, rows, cases, settings, classical):
     }
 
 
-def average_classes(rows):
+def average_classes(rows) -> dict[str, dict]:
     """Return {arm: {seed: {case: Dice, the mean over classes}}}."""
     by_case, averages = {}, {}
     for row in rows:
@@ -124,26 +125,20 @@ def average_classes(rows):
     return averages
 
 
-def describe_arm(arm, rows):
-    """Summarise the rows of an arm, pooled and by class: {class: what `summarise` gives}."""
-    mine = [row for row in rows if row["arm"] == arm]
-    return summarise([row | {"class": ALL} for row in mine]) | summarise(mine)
-
-
-def describe_fidelity(rows):
+def describe_fidelity(rows) -> dict:
     """Summarise mask fidelity by class: {"scores", "sentences"}; no sentence where nothing was measured."""
-    summary = summarise(rows)
+    summary, sentences = summarise(rows), []
     count = len({(row.get("fold"), row["image"]) for row in rows})
-    sentences = [
-        f"Mask fidelity, {name}: the baseline's segmenters, which learned from the real images of the same cases, find the "
-        f"mask that was asked for in {count} generated images with Dice "
-        f"{show(entry['scores']['dice']['mean'])} +- {show(entry['scores']['dice']['spread'])}."
-        for name, entry in summary.items()
-    ]
+    for name, entry in summary.items():
+        dice = entry["scores"]["dice"]
+        sentences.append(
+            f"Mask fidelity, {name}: the baseline's segmenters, which learned from the real images of the same cases, find "
+            f"the mask that was asked for in {count} generated images with Dice {show(dice['mean'])} +- {show(dice['spread'])}."
+        )
     return {"scores": summary, "sentences": sentences}
 
 
-def describe_beside_real(folds):
+def describe_beside_real(folds) -> list[str]:
     """Say how near the generated images are to training images, and how different among themselves."""
     return [
         f"Copies, fold {fold}: the nearest training image correlates with {found['images']} generated images at "
@@ -161,18 +156,12 @@ def make_plain(value):
         return {str(key): make_plain(member) for key, member in value.items()}
     if isinstance(value, list | tuple):
         return [make_plain(member) for member in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, int | float | str | None) else str(value)
 
 
-def list_versions():
-    """Return the versions of the code and of the packages that computed the numbers."""
-    packages = {package.__name__: package.__version__ for package in (torch, np, scipy, matplotlib)}
-    return {"code": code_version(), "python": platform.python_version()} | packages
-
-
-def list_cases(rows):
+def list_cases(rows) -> str:
     """Return the rows as CSV; every number can be read back exactly, infinite distances are "inf"."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]))
@@ -181,49 +170,33 @@ def list_cases(rows):
     return text.getvalue()
 
 
-def list_scores(results):
-    """Return the main table as rows of strings, the header first."""
-    unit = "/".join(results["units"])
-    header = ["arm", "Dice", "difference", f"{100 * (1 - LEVEL):g} % interval", "p (Holm)"]
-    table = [[*header, "IoU", "precision", "recall", f"HD95 [{unit}]", f"ASSD [{unit}]", "NSD"]]
-    against = {c["arm"]: show_comparison(c) for c in results["comparisons"] if c["reference"] == BASELINE}
+def make_tables(results) -> dict[str, list[list[str]]]:
+    """Return {name: rows of strings, the header first}: main, kinds, comparisons and, where there are several, classes."""
+    unit, interval = "/".join(results["units"]), f"{100 * (1 - LEVEL):g} % interval"
+    distances = [f"HD95 [{unit}]", f"ASSD [{unit}]"]
+    main = [["arm", "Dice", "difference", interval, "p (Holm)", "IoU", "precision", "recall", *distances, "NSD"]]
+    kinds = [["arm", *KINDS, "of"]]
+    comparisons = [["arm", "against", "difference", "interval", "p (Holm)", "p", "rank-biserial", "verdict"]]
+    classes = [["arm", "class", "Dice", "IoU", "precision", "recall", "HD95", "ASSD", "NSD"]]
+    to_baseline = {}
+    for c in results["comparisons"]:
+        numbers = [f"{c['difference']:+.4f}", f"{c['low']:+.4f} to {c['high']:+.4f}", f"{c['p_adjusted']:.2g}"]
+        comparisons.append([c["arm"], c["reference"], *numbers, f"{c['p']:.2g}", f"{c['effect']:+.2f}", c["verdict"]])
+        if c["reference"] == BASELINE:
+            to_baseline[c["arm"]] = numbers
     for arm, entry in results["arms"].items():
+        pooled = entry["scores"][ALL]
         dice = f"{entry['dice']['mean']:.4f} +- {show(entry['dice']['case_spread'], 4)}"
-        table.append([arm, dice, *against.get(arm, ["", "", ""]), *show_scores(entry["scores"][ALL]["scores"])])
-    return table
-
-
-def list_classes(results):
-    """Return the scores of each class."""
-    table = [["arm", "class", "Dice", "IoU", "precision", "recall", "HD95", "ASSD", "NSD"]]
-    for arm, entry in results["arms"].items():
+        main.append([arm, dice, *to_baseline.get(arm, [""] * 3), *show_scores(pooled["scores"])])
+        kinds.append([arm, *(str(pooled[key]) for key in (*KINDS, "cases"))])
         for name in results["classes"]:
             scores = entry["scores"][name]["scores"]
-            table.append([arm, name, show(scores["dice"]["mean"]), *show_scores(scores)])
-    return table
+            classes.append([arm, name, show(scores["dice"]["mean"]), *show_scores(scores)])
+    tables = {"main": main, "kinds": kinds, "comparisons": comparisons}
+    return tables | {"classes": classes} if len(results["classes"]) > 1 else tables
 
 
-def list_kinds(results):
-    """Return how many masks were present, empty, missed or false alarms, for each arm."""
-    pooled = {arm: entry["scores"][ALL] for arm, entry in results["arms"].items()}
-    return [["arm", *KINDS, "of"]] + [[arm, *(str(n[key]) for key in (*KINDS, "cases"))] for arm, n in pooled.items()]
-
-
-def list_comparisons(results):
-    """Return every comparison with its verdict."""
-    table = [["arm", "against", "difference", "interval", "p (Holm)", "p", "rank-biserial", "verdict"]]
-    for c in results["comparisons"]:
-        numbers = [*show_comparison(c), f"{c['p']:.2g}", f"{c['effect']:+.2f}"]
-        table.append([c["arm"], c["reference"], *numbers, c["verdict"]])
-    return table
-
-
-def show_comparison(c):
-    """Return difference, interval and corrected p as strings."""
-    return [f"{c['difference']:+.4f}", f"{c['low']:+.4f} to {c['high']:+.4f}", f"{c['p_adjusted']:.2g}"]
-
-
-def show_scores(scores):
+def show_scores(scores) -> list[str]:
     """Return the means of IoU, precision and recall, the medians of HD95 and ASSD, the mean of NSD, as strings.
 
     A median is over all cases, a missed lesion or a false alarm being infinite; in brackets stands how many are.
@@ -233,13 +206,12 @@ def show_scores(scores):
     return [*shares, *distances, show(scores["nsd"]["mean"])]
 
 
-def show(value, digits=3):
+def show(value: float, digits: int = 3) -> str:
     """Return a number as a string, a dash for what cannot be computed."""
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def align(table):
+def align(table) -> str:
     """Return the table as text with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table]
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in table)

@@ -20,7 +20,7 @@ class Comparison:
     arm: str
     reference: str
     difference: float  # mean over cases of (arm - reference), each averaged over seeds
-    low: float  # bootstrap interval of the difference, at 1 - level
+    low: float  # bootstrap interval of the difference, at 1 - LEVEL
     high: float
     p: float  # Wilcoxon signed-rank, two-sided, on units
     effect: float  # matched-pairs rank-biserial correlation, -1..1
@@ -29,17 +29,16 @@ class Comparison:
     cases: int
     units: int  # groups, or cases where there are no groups
     seeds: int
-    level: float
+    level: float = LEVEL
 
 
-def tabulate(scores):
+def tabulate(scores) -> tuple[tuple, tuple, dict[str, np.ndarray]]:
     """Turn scores[arm][seed][case] into (cases, seeds, {arm: float64 array (seeds, cases)}), in one order.
 
     ValueError where an arm lacks a seed or a case, or a score is not finite: nothing is dropped.
     """
     first = next(iter(scores.values()))
-    seeds = tuple(first)
-    cases = tuple(first[seeds[0]])
+    seeds, cases = tuple(first), tuple(next(iter(first.values())))
     for arm, by_seed in scores.items():
         if set(by_seed) != set(seeds):
             raise ValueError(f"arm {arm} has seeds {sorted(by_seed)}, others {sorted(seeds)}")
@@ -48,30 +47,26 @@ def tabulate(scores):
                 raise ValueError(f"arm {arm}, seed {seed}: {len(odd)} cases are not in every arm, such as {min(odd)}")
     table = {arm: np.array([[scores[arm][s][c] for c in cases] for s in seeds], dtype=float) for arm in scores}
     for arm, values in table.items():
-        if not np.isfinite(values).all():
-            raise ValueError(f"arm {arm} has {np.count_nonzero(~np.isfinite(values))} scores that are not finite")
+        if odd := np.count_nonzero(~np.isfinite(values)):
+            raise ValueError(f"arm {arm} has {odd} scores that are not finite")
     return cases, seeds, table
 
 
-def describe_arms(scores):
+def describe_arms(scores) -> dict[str, dict[str, float]]:
     """Return {arm: {"mean", "case_spread", "seed_spread"}}.
 
     case_spread: standard deviation (n - 1) over cases of the seed average.  seed_spread: that over seeds of the case
     average, which holds whatever the seed decides; nan with one seed.
     """
-    _, _, table = tabulate(scores)
-    return {
-        arm: {
-            "mean": float(values.mean()),
-            "case_spread": _spread(values.mean(axis=0)),
-            "seed_spread": _spread(values.mean(axis=1)),
-        }
-        for arm, values in table.items()
-    }
+    found = {}
+    for arm, values in tabulate(scores)[2].items():
+        spreads = {"case_spread": _spread(values.mean(axis=0)), "seed_spread": _spread(values.mean(axis=1))}
+        found[arm] = {"mean": float(values.mean())} | spreads
+    return found
 
 
-def compare_arms(scores, arms, baseline, classical, rng, groups=None, level=LEVEL, resamples=2000):
-    """Compare each of `arms` with the baseline and with the best of the `classical` arms: a list of Comparison.
+def compare_arms(scores, arms, baseline, classical, rng, groups=None, resamples: int = 2000) -> list[Comparison]:
+    """Compare each of `arms` with the baseline and with the best of the `classical` arms.
 
     groups: {case: patient}, where cases share one; None where each case stands alone.  rng: numpy Generator.
     The best classical arm has the highest mean on these same scores. Choosing it here flatters the classical side, so a
@@ -86,23 +81,22 @@ def compare_arms(scores, arms, baseline, classical, rng, groups=None, level=LEVE
     found = []
     for arm, reference in pairs:
         differences = table[arm].mean(axis=0) - table[reference].mean(axis=0)
-        low, high = bootstrap_interval(differences, rng, members, level, resamples)
-        p, effect = signed_rank(_group_means(differences, members))
+        low, high = bootstrap_interval(differences, rng, members, LEVEL, resamples)
+        p, effect = signed_rank(np.bincount(members, weights=differences) / np.bincount(members))  # means of groups
         found.append((arm, reference, float(differences.mean()), low, high, p, effect))
     adjusted = holm([row[5] for row in found])
     units = int(members.max()) + 1
     smallest = min(1.0, len(pairs) * 2.0 ** (1 - units))  # all units on one side: 2 of the 2^units equally likely signs
-    shared = {"smallest_p": smallest, "cases": len(cases), "units": units, "seeds": len(seeds), "level": level}
+    shared = {"smallest_p": smallest, "cases": len(cases), "units": units, "seeds": len(seeds)}
     return [Comparison(*row, p_adjusted=p, **shared) for row, p in zip(found, adjusted, strict=True)]
 
 
-def bootstrap_interval(differences, rng, members=None, level=LEVEL, resamples=2000):
+def bootstrap_interval(differences, rng, members=None, level=LEVEL, resamples=2000) -> tuple[float, float]:
     """Percentile bootstrap interval (low, high) of the mean paired difference, at confidence 1 - level.
 
-    differences: (cases,), averaged over seeds.  members: (cases,) group numbers 0..G-1; whole groups are drawn with
-    replacement, so cases of one patient come and go together. None: each case is a group.
-    It speaks for new cases under these seeds; the spread over seeds is reported beside it.  With fewer than about 20
-    groups it is too narrow.
+    differences: (cases,), averaged over seeds.  members: (cases,) group numbers 0..G-1 (None: each case is a group);
+    whole groups are drawn with replacement, so cases of one patient come and go together.
+    It speaks for new cases under these seeds.  With fewer than about 20 groups it is too narrow.
     """
     differences = np.asarray(differences, dtype=float)
     members = np.arange(len(differences)) if members is None else members
@@ -113,7 +107,7 @@ def bootstrap_interval(differences, rng, members=None, level=LEVEL, resamples=20
     return float(low), float(high)
 
 
-def signed_rank(differences):
+def signed_rank(differences) -> tuple[float, float]:
     """Return (p, effect) of paired differences: Wilcoxon's two-sided p and the matched-pairs rank-biserial correlation.
 
     effect = (W+ - W-) / (W+ + W-), W the sums of ranks of |difference| (Kerby 2014): 1 all gain, -1 all lose.
@@ -128,7 +122,7 @@ def signed_rank(differences):
     return float(stats.wilcoxon(moved).pvalue), effect
 
 
-def holm(p_values):
+def holm(p_values) -> list[float]:
     """Holm's step-down correction: the i-th smallest of m (from 0) times m - i, made non-decreasing, at most 1."""
     p_values = np.asarray(p_values, dtype=float)
     order = np.argsort(p_values)
@@ -138,12 +132,11 @@ def holm(p_values):
     return adjusted.tolist()
 
 
-def verdict(comparison):
+def verdict(c: Comparison) -> str:
     """One of "detectable gain", "detectable loss", "no detectable gain", "too few cases to tell".
 
     A gain or loss needs both: adjusted p below the level, and an interval that lies on that side of zero.
     """
-    c = comparison
     if c.smallest_p > c.level:
         return "too few cases to tell"
     if c.p_adjusted < c.level and c.low > 0 and c.effect > 0:
@@ -153,9 +146,8 @@ def verdict(comparison):
     return "no detectable gain"
 
 
-def find_disagreement(comparison):
+def find_disagreement(c: Comparison) -> str:
     """Say where interval, adjusted p and direction of the ranks disagree; "" where they agree."""
-    c = comparison
     excludes, reaches = c.low > 0 or c.high < 0, c.p_adjusted < c.level
     if excludes and not reaches:
         return f"the interval excludes zero but the corrected p does not reach {c.level:g}"
@@ -166,11 +158,10 @@ def find_disagreement(comparison):
     return ""
 
 
-def conclude(comparison, score="Dice"):
+def conclude(c: Comparison) -> str:
     """Write the verdict, the numbers it rests on and what speaks against it as one sentence."""
-    c = comparison
     numbers = [
-        f"mean difference in {score} {c.difference:+.4f}",
+        f"mean difference in Dice {c.difference:+.4f}",
         f"{100 * (1 - c.level):g} % interval {c.low:+.4f} to {c.high:+.4f}",
         f"Holm-corrected p {c.p_adjusted:.2g}",
         f"rank-biserial {c.effect:+.2f}",
@@ -184,14 +175,9 @@ def conclude(comparison, score="Dice"):
 
 def _members(cases, groups):
     """Number the groups 0..G-1 and return each case's; a case without a group is its own."""
-    groups = groups or {}
+    groups, numbers = groups or {}, {}
     keys = [("case", case) if groups.get(case) is None else ("group", groups[case]) for case in cases]
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    return np.array([numbers[key] for key in keys])
-
-
-def _group_means(values, members):
-    return np.bincount(members, weights=values) / np.bincount(members)
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
 
 
 def _spread(values):

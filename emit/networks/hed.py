@@ -5,7 +5,7 @@ Parameter names are those of the public files: `HED` reads network-bsds500.pth, 
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 CHANNELS = (64, 128, 256, 512, 512)  # VGG-16 (1409.1556), stages 1 to 5
 DEPTHS = (2, 2, 3, 3, 3)  # its convolutions per stage
@@ -13,7 +13,7 @@ MEAN_RGB = (122.67891434, 116.66876762, 104.00698793)  # of VGG's training image
 SMALLEST_SIDE = 16  # four poolings leave one pixel
 
 
-def vgg_stage(in_channels, channels, depth, pool=True):
+def vgg_stage(in_channels: int, channels: int, depth: int, pool: bool = True) -> nn.Sequential:
     """Build one VGG stage: 2x2 max pooling (not in the first), then `depth` times 3x3 convolution and ReLU."""
     layers = [nn.MaxPool2d(2)] if pool else []
     for width in [in_channels] + [channels] * (depth - 1):
@@ -21,33 +21,32 @@ def vgg_stage(in_channels, channels, depth, pool=True):
     return nn.Sequential(*layers)
 
 
-def to_pixels(image):
+def to_pixels(image: Tensor) -> Tensor:
     """Turn an image (B, 3, H, W) in [-1, 1] into the scale 0..255, in float32."""
     if min(image.shape[-2:]) < SMALLEST_SIDE:
         raise ValueError(f"HED needs sides of at least {SMALLEST_SIDE} pixels, not {tuple(image.shape[-2:])}")
     return (image.float() + 1) * 127.5
 
 
-def side_logits(pixels, stages, scores):
+def side_logits(pixels: Tensor, stages: list[nn.Module], scores: list[nn.Conv2d]) -> list[Tensor]:
     """Run the stages; score each one's features (1x1) and upsample the score bilinearly to the input size.
 
     pixels: (B, 3, H, W).  Returns five logits (B, 1, H, W), the finest first.
     """
     features, sides = pixels, []
     for stage, score in zip(stages, scores, strict=True):
-        features = stage(features)
+        features = stage(features)  # (B, C, H, W) -> (B, C', H / 2, W / 2), rounded down; the first keeps the sides
         sides.append(F.interpolate(score(features), pixels.shape[-2:], mode="bilinear", align_corners=False))
     return sides
 
 
-def initialise(stages, scores):
+def initialise(stages: list[nn.Module], scores: list[nn.Conv2d]) -> None:
     """Start from scratch: He's rule (1502.01852) for the stages, zero for the side scores (HED, section 4.1)."""
     for layer in [layer for stage in stages for layer in stage.modules() if isinstance(layer, nn.Conv2d)]:
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         nn.init.zeros_(layer.bias)
-    for score in scores:
-        nn.init.zeros_(score.weight)
-        nn.init.zeros_(score.bias)
+    for parameter in (parameter for score in scores for parameter in score.parameters()):
+        nn.init.zeros_(parameter)
 
 
 class HED(nn.Module):
@@ -58,7 +57,7 @@ class HED(nn.Module):
     ours AdamW at 3e-3 finds noisy discs and squares within 100 steps (tests/networks/test_hed.py).
     """
 
-    def __init__(self, channels=CHANNELS):
+    def __init__(self, channels: tuple[int, ...] = CHANNELS):
         super().__init__()
         one, two, three, four, five = channels
         self.moduleVggOne = vgg_stage(3, one, DEPTHS[0], pool=False)
@@ -73,41 +72,40 @@ class HED(nn.Module):
         self.moduleScoreFiv = nn.Conv2d(five, 1, 1)
         self.moduleCombine = nn.Sequential(nn.Conv2d(5, 1, 1))
         initialise(self.stages(), self.scores())
-        nn.init.constant_(self.moduleCombine[0].weight, 0.2)
+        nn.init.constant_(self.moduleCombine[0].weight, 0.2)  # 1 / 5
         nn.init.zeros_(self.moduleCombine[0].bias)
 
-    def stages(self):
+    def stages(self) -> list[nn.Module]:
         """Return the five stages, the finest first."""
         return [self.moduleVggOne, self.moduleVggTwo, self.moduleVggThr, self.moduleVggFou, self.moduleVggFiv]
 
-    def scores(self):
+    def scores(self) -> list[nn.Conv2d]:
         """Return the five 1x1 side scores, the finest first."""
         return [self.moduleScoreOne, self.moduleScoreTwo, self.moduleScoreThr, self.moduleScoreFou, self.moduleScoreFiv]
 
-    def logits(self, image):
+    def logits(self, image: Tensor) -> list[Tensor]:
         """Return six logits (B, 1, H, W): the five sides, the finest first, and their fusion."""
         pixels = to_pixels(image)
         pixels = pixels.flip(1) - pixels.new_tensor(MEAN_RGB[::-1]).view(1, 3, 1, 1)  # RGB -> BGR
         sides = side_logits(pixels, self.stages(), self.scores())
-        return [*sides, self.moduleCombine(torch.cat(sides, dim=1))]
+        return [*sides, self.moduleCombine(torch.cat(sides, dim=1))]  # (B, 5, H, W) -> (B, 1, H, W)
 
-    def forward(self, image):
-        return torch.sigmoid(self.logits(image)[-1])
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.sigmoid(self.logits(image)[-1])  # the fusion
 
 
 class HEDv11Block(nn.Module):
     """One VGG stage and its side score, under the names of ControlNetHED.pth."""
 
-    def __init__(self, in_channels, channels, depth, pool=True):
+    def __init__(self, in_channels: int, channels: int, depth: int, pool: bool = True):
         super().__init__()
         widths = [in_channels] + [channels] * (depth - 1)
         self.convs = nn.ModuleList(nn.Conv2d(width, channels, 3, padding=1) for width in widths)
         self.projection = nn.Conv2d(channels, 1, 1)
         self.pool = pool
 
-    def forward(self, features):
-        if self.pool:
-            features = F.max_pool2d(features, 2)
+    def forward(self, features: Tensor) -> Tensor:
+        features = F.max_pool2d(features, 2) if self.pool else features
         for conv in self.convs:
             features = F.relu(conv(features))
         return features
@@ -119,7 +117,7 @@ class HEDv11(nn.Module):
     Called like HED; its weights are not interchangeable with HED's. From scratch `norm` starts at VGG's mean.
     """
 
-    def __init__(self, channels=CHANNELS):
+    def __init__(self, channels: tuple[int, ...] = CHANNELS):
         super().__init__()
         one, two, three, four, five = channels
         self.norm = nn.Parameter(torch.tensor(MEAN_RGB).view(1, 3, 1, 1))
@@ -130,24 +128,24 @@ class HEDv11(nn.Module):
         self.block5 = HEDv11Block(four, five, DEPTHS[4])
         initialise(self.stages(), self.scores())
 
-    def stages(self):
+    def stages(self) -> list[nn.Module]:
         """Return the five stages, the finest first."""
         return [self.block1, self.block2, self.block3, self.block4, self.block5]
 
-    def scores(self):
+    def scores(self) -> list[nn.Conv2d]:
         """Return the five 1x1 side scores, the finest first."""
         return [block.projection for block in self.stages()]
 
-    def logits(self, image):
+    def logits(self, image: Tensor) -> list[Tensor]:
         """Return six logits (B, 1, H, W): the five sides, the finest first, and their mean."""
         sides = side_logits(to_pixels(image) - self.norm, self.stages(), self.scores())
-        return [*sides, torch.stack(sides).mean(dim=0)]
+        return [*sides, torch.stack(sides).mean(dim=0)]  # (5, B, 1, H, W) -> (B, 1, H, W)
 
-    def forward(self, image):
-        return torch.sigmoid(self.logits(image)[-1])
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.sigmoid(self.logits(image)[-1])  # the fusion
 
 
-def hed_loss(logits, boundary):
+def hed_loss(logits: list[Tensor], boundary: Tensor) -> Tensor:
     """L_side + L_fuse: what HED is trained with (1504.06375, Eq. 4); every side and the fusion with weight 1.
 
     logits: the five sides and, last, their fusion, each (B, 1, H, W); boundary y: (B, 1, H, W) in [0, 1].
@@ -162,13 +160,13 @@ def hed_loss(logits, boundary):
     return side_loss + fusion_loss
 
 
-def class_balanced_loss(logit, boundary):
+def class_balanced_loss(logit: Tensor, boundary: Tensor) -> Tensor:
     """l_side of one side (HED, Eq. 2), the mean over pixels and images of
 
     -beta y log p - (1 - beta) (1 - y) log(1 - p),  beta = 1 - mean(y) of each image
     logit, boundary y: (B, 1, H, W); soft labels weigh both terms. An image without boundary has beta = 1 and loss 0, as
     in the paper: it teaches the sides nothing.
     """
-    beta = 1 - boundary.mean(dim=(1, 2, 3), keepdim=True)
+    beta = 1 - boundary.mean(dim=(1, 2, 3), keepdim=True)  # (B, 1, 1, 1); edges are few, so beta is near 1
     positive, negative = beta * boundary, (1 - beta) * (1 - boundary)
-    return (positive * F.softplus(-logit) + negative * F.softplus(logit)).mean()
+    return (positive * F.softplus(-logit) + negative * F.softplus(logit)).mean()  # softplus(-x) = -log sigmoid(x)

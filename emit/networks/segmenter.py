@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 VARIANTS = ("plain", "attention", "residual")
 
@@ -28,9 +28,9 @@ class SegmenterConfig:
             raise ValueError(f"variant {self.variant!r} is none of {', '.join(VARIANTS)}")
 
 
-def conv_norm(in_channels, channels, kernel, stride=1):
+def conv_norm(in_channels: int, channels: int, kernel: int, stride: int = 1) -> nn.Sequential:
     """Build a convolution and its batch norm."""
-    conv = nn.Conv2d(in_channels, channels, kernel, stride, padding=kernel // 2, bias=False)
+    conv = nn.Conv2d(in_channels, channels, kernel, stride, padding=kernel // 2, bias=False)  # the norm has one
     return nn.Sequential(conv, nn.BatchNorm2d(channels))
 
 
@@ -40,7 +40,7 @@ class ConvBlock(nn.Module):
     residual: ReLU(f(x) + shortcut(x)), the unit of He et al. (1512.03385); the shortcut is a strided 1x1 convolution.
     """
 
-    def __init__(self, in_channels, channels, depth, stride=1, residual=False):
+    def __init__(self, in_channels: int, channels: int, depth: int, stride: int = 1, residual: bool = False):
         super().__init__()
         layers = [conv_norm(in_channels, channels, 3, stride)]
         for _ in range(depth - 1):
@@ -48,11 +48,9 @@ class ConvBlock(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.shortcut = conv_norm(in_channels, channels, 1, stride) if residual else None
 
-    def forward(self, x):
-        h = self.layers(x)
-        if self.shortcut is not None:
-            h = h + self.shortcut(x)
-        return F.relu(h, inplace=True)
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layers(x)  # (B, C, H, W) -> (B, C', H / stride, W / stride)
+        return F.relu(h if self.shortcut is None else h + self.shortcut(x), inplace=True)
 
 
 class AttentionGate(nn.Module):
@@ -63,7 +61,7 @@ class AttentionGate(nn.Module):
     As in the paper the gate starts almost open: psi's bias is 2, so alpha is near 0.88.
     """
 
-    def __init__(self, skip_channels, gating_channels):
+    def __init__(self, skip_channels: int, gating_channels: int):
         super().__init__()
         width = max(skip_channels // 2, 1)
         self.W_x = nn.Conv2d(skip_channels, width, 2, stride=2, bias=False)
@@ -71,8 +69,8 @@ class AttentionGate(nn.Module):
         self.psi = nn.Conv2d(width, 1, 1)
         nn.init.constant_(self.psi.bias, 2.0)
 
-    def forward(self, x, g):
-        alpha = torch.sigmoid(self.psi(F.relu(self.W_x(x) + self.W_g(g))))
+    def forward(self, x: Tensor, g: Tensor) -> Tensor:
+        alpha = torch.sigmoid(self.psi(F.relu(self.W_x(x) + self.W_g(g))))  # (B, 1, h, w)
         return x * F.interpolate(alpha, x.shape[-2:], mode="bilinear", align_corners=False)
 
 
@@ -84,7 +82,7 @@ class Segmenter(nn.Module):
     and so turn two of the classical augmentations into no-ops. Upsampling is a 2x2 transposed convolution.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: SegmenterConfig):
         super().__init__()
         self.config = config
         widths, residual = config.channels, config.variant == "residual"
@@ -98,9 +96,9 @@ class Segmenter(nn.Module):
         self.gates = nn.ModuleList(AttentionGate(fine, coarse) for fine, coarse in gated)
         self.head = nn.Conv2d(widths[0], config.classes, 1)
 
-    def forward(self, image):
+    def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
-        multiple = 2 ** len(self.up)
+        multiple = 2 ** len(self.up)  # the sides are halved once per level
         features = F.pad(image, (0, -width % multiple, 0, -height % multiple), mode="replicate")
         skips = []
         for block in self.encoder:
@@ -111,11 +109,11 @@ class Segmenter(nn.Module):
             skip = skips.pop()
             if self.gates:
                 skip = self.gates[level](skip, features)
-            features = block(torch.cat([up(features), skip], dim=1))
+            features = block(torch.cat([up(features), skip], dim=1))  # (B, 2C, 2h, 2w) -> (B, C, 2h, 2w)
         return self.head(features)[..., :height, :width]
 
 
-def dice_ce_loss(logits, mask, include_background=False):
+def dice_ce_loss(logits: Tensor, mask: Tensor, include_background: bool = False) -> Tensor:
     """Soft Dice loss plus cross-entropy, both with weight 1.
 
     Dice_k = 2 sum p_k y_k / (sum p_k + sum y_k), sums in float32 over the batch and both image axes; the Dice loss
@@ -127,12 +125,12 @@ def dice_ce_loss(logits, mask, include_background=False):
     if mask.shape != logits.shape[:1] + logits.shape[2:]:
         raise ValueError(f"dice_ce_loss: mask {tuple(mask.shape)} does not fit logits {tuple(logits.shape)}")
     log_probability = F.log_softmax(logits.float(), dim=1)
-    target = F.one_hot(mask.long(), logits.shape[1]).movedim(-1, 1).to(log_probability)
+    target = F.one_hot(mask.long(), logits.shape[1]).movedim(-1, 1).to(log_probability)  # (B, H, W) -> (B, K, H, W)
     cross_entropy = -(target * log_probability).sum() / mask.numel()
 
     first, axes = (0 if include_background else 1), (0, 2, 3)
     probability, target = log_probability.exp()[:, first:], target[:, first:]
-    size = target.sum(axes)
+    size = target.sum(axes)  # (B, K, H, W) -> (K,), pooled over the batch
     present = (size > 0).float()
     overlap = (probability * target).sum(axes)
     dice = 2 * overlap / (probability.sum(axes) + size + (1 - present))  # an absent class: 0, and no division by 0

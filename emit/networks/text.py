@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 CONTEXT_LENGTH = 77
 
@@ -38,7 +38,7 @@ class TextEncoder(nn.Module):
     Parameter names are open_clip's text tower's.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: TextConfig):
         super().__init__()
         from open_clip.transformer import QuickGELU, TextTransformer  # seconds to import, so only where it is used
 
@@ -56,7 +56,7 @@ class TextEncoder(nn.Module):
         self.transformer = tower.transformer
         self.ln_final = tower.ln_final
 
-    def tokenize(self, prompts):
+    def tokenize(self, prompts: list[str]) -> Tensor:
         """Turn a list of B prompts into ids (B, 77): begin, at most 75 tokens, end, padding."""
         bpe = tokenizer()
         ids = torch.full((len(prompts), CONTEXT_LENGTH), self.config.pad)
@@ -65,11 +65,11 @@ class TextEncoder(nn.Module):
             row[: len(tokens)] = torch.tensor(tokens)
         return ids.to(self.positional_embedding.device)
 
-    def forward(self, ids):
-        states = self.token_embedding(ids) + self.positional_embedding
+    def forward(self, ids: Tensor) -> Tensor:
+        states = self.token_embedding(ids) + self.positional_embedding  # (B, 77) -> (B, 77, width)
         causal = torch.full((CONTEXT_LENGTH, CONTEXT_LENGTH), float("-inf"), device=ids.device).triu(1)
-        return self.ln_final(self.transformer(states, attn_mask=causal.to(states.dtype)))
+        return self.ln_final(self.transformer(states, attn_mask=causal.to(states.dtype)))  # padding attended to
 
-    def encode(self, prompts):
+    def encode(self, prompts: list[str]) -> Tensor:
         """Tokenize and encode a list of prompts."""
         return self(self.tokenize(prompts))

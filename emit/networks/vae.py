@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 
 from emit.networks.layers import Upsample
 
@@ -25,12 +25,12 @@ class VAEConfig:
     scale: float = 0.18215
 
     @property
-    def factor(self):
+    def factor(self) -> int:
         """How many pixels a side of one latent cell covers."""
         return 2 ** (len(self.channel_mult) - 1)
 
 
-def norm(config, channels):
+def norm(config: VAEConfig, channels: int) -> nn.GroupNorm:
     """Build the autoencoder's group norm; its eps is 1e-6, not PyTorch's 1e-5."""
     return nn.GroupNorm(config.groups, channels, eps=1e-6)
 
@@ -38,7 +38,7 @@ def norm(config, channels):
 class Block(nn.Module):
     """A residual block without a timestep."""
 
-    def __init__(self, config, channels, out_channels):
+    def __init__(self, config: VAEConfig, channels: int, out_channels: int):
         super().__init__()
         self.norm1 = norm(config, channels)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
@@ -47,7 +47,7 @@ class Block(nn.Module):
         if channels != out_channels:
             self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
         return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
@@ -56,46 +56,46 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Single-head self-attention over the pixels, residual."""
 
-    def __init__(self, config, channels):
+    def __init__(self, config: VAEConfig, channels: int):
         super().__init__()
         self.norm = norm(config, channels)
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        q, k, v = (rearrange(f(h), "b c y x -> b (y x) c") for f in (self.q, self.k, self.v))
-        h = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+        q, k, v = (rearrange(f(h), "b c y x -> b (y x) c") for f in (self.q, self.k, self.v))  # -> (B, HW, C)
+        h = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]  # one head
         return x + self.proj_out(rearrange(h, "b (y x) c -> b c y x", y=x.shape[2]))
 
 
 class Downsample(nn.Module):
     """Halve the sides: zeros on the right and below, then a 3x3 convolution with stride 2 and no padding."""
 
-    def __init__(self, channels):
+    def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
-    def forward(self, x):
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # left, right, top, bottom; the UNet pads on every side
 
 
 class Middle(nn.Module):
     """Residual block, attention, residual block at the lowest resolution."""
 
-    def __init__(self, config, channels):
+    def __init__(self, config: VAEConfig, channels: int):
         super().__init__()
         self.block_1 = Block(config, channels, channels)
         self.attn_1 = Attention(config, channels)
         self.block_2 = Block(config, channels, channels)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
 class Encoder(nn.Module):
     """Image (B, 3, H, W) to 2 z_channels moments, before `quant_conv`."""
 
-    def __init__(self, config):
+    def __init__(self, config: VAEConfig):
         super().__init__()
         channels = config.channels
         self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
@@ -113,20 +113,20 @@ class Encoder(nn.Module):
         self.norm_out = norm(config, channels)
         self.conv_out = nn.Conv2d(channels, 2 * config.z_channels, 3, padding=1)
 
-    def forward(self, image):
+    def forward(self, image: Tensor) -> Tensor:
         h = self.conv_in(image)
         for stage in self.down:
             for block in stage.block:
                 h = block(h)
-            if hasattr(stage, "downsample"):
+            if hasattr(stage, "downsample"):  # not in the last
                 h = stage.downsample(h)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        return self.conv_out(F.silu(self.norm_out(self.mid(h))))  # (B, C, h, w) -> (B, 2 z_channels, h, w)
 
 
 class Decoder(nn.Module):
     """Latents, after `post_quant_conv`, to an image. `up` is numbered by level, so it runs from the last to the first."""
 
-    def __init__(self, config):
+    def __init__(self, config: VAEConfig):
         super().__init__()
         channels = config.channels * config.channel_mult[-1]
         self.conv_in = nn.Conv2d(config.z_channels, channels, 3, padding=1)
@@ -135,7 +135,7 @@ class Decoder(nn.Module):
         for level, mult in reversed(list(enumerate(config.channel_mult))):
             stage = nn.Module()
             stage.block = nn.ModuleList()
-            for _ in range(config.num_res_blocks + 1):
+            for _ in range(config.num_res_blocks + 1):  # one more than the encoder, as in the UNet
                 stage.block.append(Block(config, channels, mult * config.channels))
                 channels = mult * config.channels
             if level:
@@ -145,33 +145,33 @@ class Decoder(nn.Module):
         self.norm_out = norm(config, channels)
         self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)
 
-    def forward(self, z):
-        h = self.mid(self.conv_in(z))
-        for stage in reversed(self.up):
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.mid(self.conv_in(z))  # (B, z_channels, h, w) -> (B, C, h, w)
+        for stage in reversed(self.up):  # up[0] is the finest
             for block in stage.block:
                 h = block(h)
             if hasattr(stage, "upsample"):
                 h = stage.upsample(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(F.silu(self.norm_out(h)))  # (B, C, H, W) -> (B, 3, H, W)
 
 
 @dataclass(frozen=True)
 class Posterior:
     """q(z | image): a diagonal Gaussian. mean and std are unscaled; `sample` and `mode` give scaled latents."""
 
-    mean: torch.Tensor
-    log_variance: torch.Tensor
+    mean: Tensor
+    log_variance: Tensor
     scale: float
 
-    def sample(self, noise):
+    def sample(self, noise: Tensor) -> Tensor:
         """Return scale * (mean + std * noise); noise is standard normal, shaped like mean."""
         return self.scale * (self.mean + torch.exp(0.5 * self.log_variance) * noise)
 
-    def mode(self):
+    def mode(self) -> Tensor:
         """Return scale * mean."""
         return self.scale * self.mean
 
-    def kl(self):
+    def kl(self) -> Tensor:
         """Return KL(q || N(0, I)) of the unscaled latent in nats, per image (B,)."""
         variance = self.log_variance.exp()
         return 0.5 * (self.mean.square() + variance - 1 - self.log_variance).sum(dim=(1, 2, 3))
@@ -180,7 +180,7 @@ class Posterior:
 class AutoencoderKL(nn.Module):
     """encode: image -> Posterior of scaled latents.  decode: scaled latents -> image, not clipped."""
 
-    def __init__(self, config):
+    def __init__(self, config: VAEConfig):
         super().__init__()
         self.config = config
         self.scale = config.scale
@@ -189,11 +189,11 @@ class AutoencoderKL(nn.Module):
         self.quant_conv = nn.Conv2d(2 * config.z_channels, 2 * config.z_channels, 1)
         self.post_quant_conv = nn.Conv2d(config.z_channels, config.z_channels, 1)
 
-    def encode(self, image):
+    def encode(self, image: Tensor) -> Posterior:
         """Image (B, 3, H, W) in [-1, 1] to the posterior; its log-variance is clamped to [-30, 20]."""
-        mean, log_variance = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
-        return Posterior(mean, log_variance.clamp(-30, 20), self.scale)
+        mean, log_variance = self.quant_conv(self.encoder(image)).chunk(2, dim=1)  # twice (B, z_channels, h, w)
+        return Posterior(mean, log_variance.clamp(-30, 20), self.scale)  # exp must stay finite
 
-    def decode(self, z):
+    def decode(self, z: Tensor) -> Tensor:
         """Scaled latents (B, z_channels, h, w) to an image (B, 3, H, W)."""
         return self.decoder(self.post_quant_conv(z / self.scale))

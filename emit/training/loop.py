@@ -16,8 +16,10 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -27,6 +29,7 @@ from emit.files import write_atomic, write_text
 from emit.seeds import generator
 from emit.training import distributed
 from emit.training.order import Order, prefetch
+from emit.training.settings import RunSettings
 
 LOG_EVERY = 20  # [choice] steps between lines of the log
 CLIP = 1.0  # [choice] largest gradient norm: no step runs away
@@ -83,8 +86,20 @@ class Run:
     other settings; resume in an empty folder starts.
     """
 
-    def __init__(self, folder, modules, settings, *, parameters=None, shuffle=True, name="train", log_every=LOG_EVERY,
-                 clip=CLIP, weight_decay=WEIGHT_DECAY, workers=1):  # fmt: skip
+    def __init__(
+        self,
+        folder: Path,
+        modules: dict[str, torch.nn.Module],
+        settings: RunSettings,
+        *,
+        parameters: list | None = None,
+        shuffle: bool = True,
+        name: str = "train",
+        log_every: int = LOG_EVERY,
+        clip: float = CLIP,
+        weight_decay: float = WEIGHT_DECAY,
+        workers: int = 1,
+    ):
         self.folder, self.modules, self.name = Path(folder), dict(modules), name
         check_run(self.folder, settings)
         kept = ("lr", "batch", "seed", "ema", "warmup", "schedule", "accumulate", "precision")
@@ -92,7 +107,12 @@ class Run:
         self.settings |= dict(clip=clip, weight_decay=weight_decay, shuffle=shuffle, ranks=distributed.ranks())
         if settings.schedule == "cosine":  # only then does their number change the earlier steps
             self.settings |= dict(steps=settings.steps)
-        self.lr, self.batch, self.seed, self.accumulate = settings.lr, settings.batch, settings.seed, settings.accumulate
+        self.lr, self.batch, self.seed, self.accumulate = (
+            settings.lr,
+            settings.batch,
+            settings.seed,
+            settings.accumulate,
+        )
         self.total, self.warmup, self.schedule = settings.steps, settings.warmup, settings.schedule
         self.clip, self.log_every, self.save_every, self.workers = clip, log_every, settings.save_every, workers
         self.named = self._name_parameters(parameters)
@@ -114,7 +134,7 @@ class Run:
 
     # ---- what a script calls
 
-    def steps(self, data):
+    def steps(self, data) -> Iterator[tuple[int, Any]]:
         """Yield (step, batch) for each forward pass still to do; the body must call update once for each.
 
         data: __len__ and batch(indices, rng); rng is a generator of that batch alone, so working ahead changes nothing.
@@ -151,7 +171,7 @@ class Run:
                 bar.set_postfix_str(f"loss {self.loss_value:.4g}", refresh=False)
                 bar.update()
 
-    def update(self, loss, **logged):
+    def update(self, loss: torch.Tensor, **logged):
         """Backward; after the last forward pass of the step: clip, AdamW, EMA, log.
 
         logged: further numbers (0-dimensional tensors or floats; None or nan: nothing to report at this step).
@@ -184,7 +204,7 @@ class Run:
         if self.done % self.log_every == 0 or self.done == self.total:
             self._write_log(rate)
 
-    def due(self, every):
+    def due(self, every: int) -> bool:
         """Return whether this is the last forward pass of every `every`-th step (0: never), before or after update."""
         return every > 0 and (self.step + 1) % every == 0 and self.part + 1 == self.accumulate
 

@@ -191,19 +191,22 @@ def test_blur_is_scipys_gaussian_away_from_the_border():
 # ---- geometry
 
 
+MIRRORS = ([], [-1], [-2], [-1, -2])
+
+
+def mirrored(mask, reference):
+    """Return the axes that a mask was mirrored along; None where it was warped."""
+    return next((axes for axes in MIRRORS if torch.equal(mask.flip(axes), reference)), None)
+
+
 def test_mirror_flips_exactly_and_the_mask_follows():
     image, _ = scene(400, size=16)
     mask = torch.arange(256).reshape(16, 16).expand(400, 16, 16)
     new_image, new_mask = augment(image, mask, "mirror", rng())
-    counts = np.zeros((2, 2))
-    for a, b, c, d in zip(image, mask, new_image, new_mask, strict=True):
-        for across in (0, 1):
-            for down in (0, 1):
-                axes = [-1] * across + [-2] * down
-                if torch.equal(d, b.flip(axes)):
-                    assert torch.equal(c, a.flip(axes))
-                    counts[across, down] += 1
-    assert counts.sum() == 400 and (np.abs(counts - 100) < 4 * math.sqrt(400 * 0.25 * 0.75)).all()  # four deviations
+    found = [mirrored(one, mask[0]) for one in new_mask]
+    assert all(torch.equal(new, old.flip(axes)) for new, old, axes in zip(new_image, image, found, strict=True))
+    for axes in MIRRORS:  # a quarter each, within four deviations
+        assert abs(found.count(axes) - 100) < 4 * math.sqrt(400 * 0.25 * 0.75)
 
 
 def test_rotate_turns_counter_clockwise_by_its_draw():
@@ -255,14 +258,6 @@ def test_displacements_have_their_amplitude_everywhere_and_are_smooth():
     assert abs((field[..., 0] * field[..., 1]).mean() / 4) < 0.06  # the two components are independent
 
 
-def mirrored(mask, reference):
-    """Undo a mirror of a mask that was only mirrored; None where it was also warped."""
-    for axes in ([], [-1], [-2], [-1, -2]):
-        if torch.equal(mask.flip(axes), reference):
-            return axes
-    return None
-
-
 @pytest.mark.parametrize(("arm", "still"), [("deepstack", 0.8**3), ("nnunet", 0.8**2)])
 def test_stacks_warp_as_often_as_stated(arm, still):
     rows, columns = np.mgrid[:64, :64]
@@ -273,7 +268,7 @@ def test_stacks_warp_as_often_as_stated(arm, still):
     # binomial: deviation 0.02; four of them, and some elastic draws are below a pixel
     share = sum(one is not None for one in axes) / 600
     assert still - 0.08 < share < still + 0.08 + (0.03 if arm == "deepstack" else 0.0)
-    for one in ([], [-1], [-2], [-1, -2]):  # each a quarter, within four deviations of sqrt(0.25 x 0.75 / 300)
+    for one in MIRRORS:  # each a quarter, within four deviations of sqrt(0.25 x 0.75 / 300)
         assert abs(axes.count(one) / (600 * share) - 0.25) < 0.1
 
 
@@ -333,14 +328,8 @@ def test_merge_is_algorithm_1(shape):
     real, generated = torch.randn(2, 5, 3, *shape, generator=rng(1))
     merged = merge(real, generated, draw_patches(5, shape, 0.6, 3, rng(7)))
     cells = torch.rand(5, 1, 3, 3, generator=rng(7))
-    for b in range(5):
-        for row in range(shape[0]):
-            for column in range(shape[1]):
-                y, x = (
-                    int((place + 0.5) * 3 / side) for place, side in zip((row, column), shape, strict=True)
-                )  # nearest
-                source = real if cells[b, 0, y, x] < 0.6 else generated
-                assert torch.equal(merged[b, :, row, column], source[b, :, row, column])
+    rows, columns = (((torch.arange(side) + 0.5) * 3 / side).long() for side in shape)  # nearest
+    assert torch.equal(merged, torch.where(cells[:, :, rows][..., columns] < 0.6, real, generated))
 
 
 def test_merge_ends_and_share():

@@ -112,21 +112,18 @@ def test_warp_by_quarter_turns_and_whole_pixels_is_exact(mode):
     assert torch.allclose(warp(image, unmoved, mode, -1.0, displacement), expected, atol=1e-5)
 
 
-def test_warp_respects_width_and_height():
-    """On 20 x 40 a turn by 90 degrees keeps distances in pixels: the spot 7 px right of the centre goes 7 px up."""
-    image = spot(20, 40, 9.5, 26.5, sigma=1.0)[None, None]
-    turned = warp(image, similarity(torch.tensor([90.0]), torch.ones(1)), "bilinear", 0.0)
-    assert np.abs(centroid(turned[0, 0]) - [2.5, 19.5]).max() < 0.02
-
-
-@pytest.mark.parametrize(("degrees", "window"), [(30.0, 1.0), (-20.0, 0.8), (0.0, 1.25), (12.0, 1.05)])
-def test_similarity_turns_and_shrinks(degrees, window):
-    """The spot 12 px right of the centre goes to 12 / window (cos, sin), counter-clockwise: up; its area / window^2."""
-    image = spot(64, 64, 31.5, 43.5)[None, None]
+@pytest.mark.parametrize(("shape", "offset", "sigma", "degrees", "window"), [
+    ((64, 64), 12, 2.0, 30.0, 1.0), ((64, 64), 12, 2.0, -20.0, 0.8), ((64, 64), 12, 2.0, 0.0, 1.25),
+    ((64, 64), 12, 2.0, 12.0, 1.05), ((20, 40), 7, 1.0, 90.0, 1.0),  # in pixels, whatever width and height are
+])  # fmt: skip
+def test_similarity_turns_and_shrinks(shape, offset, sigma, degrees, window):
+    """The spot right of the centre goes to offset / window (cos, sin), counter-clockwise: up; its area / window^2."""
+    row, column = (np.array(shape) - 1) / 2
+    image = spot(*shape, row, column + offset, sigma)[None, None]
     moved = warp(image, similarity(torch.tensor([degrees]), torch.tensor([window])), "bilinear", 0.0)[0, 0]
-    angle = math.radians(degrees)
-    expected = [31.5 - 12 / window * math.sin(angle), 31.5 + 12 / window * math.cos(angle)]
-    assert np.abs(centroid(moved) - expected).max() < 0.02  # interpolation of a spot of sigma 2
+    angle, radius = math.radians(degrees), offset / window
+    expected = [row - radius * math.sin(angle), column + radius * math.cos(angle)]
+    assert np.abs(centroid(moved) - expected).max() < 0.02  # interpolation of a spot of sigma 1 or 2
     assert abs(moved.sum() / image.sum() * window**2 - 1) < 0.01
 
 

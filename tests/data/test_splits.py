@@ -7,14 +7,7 @@ import numpy as np
 import pytest
 
 from emit.data.cases import Case
-from emit.data.splits import (
-    Split,
-    check_splits,
-    make_splits,
-    read_splits,
-    select,
-    write_splits,
-)
+from emit.data.splits import Split, check_splits, make_splits, read_splits, select, write_splits
 from emit.errors import InputError
 
 

@@ -10,11 +10,9 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 from emit.data import volumes
 from emit.data.cases import read_cases
 from emit.errors import InputError
+from tests.data.reading import check_fault, expect
 
-
-def expect(values, low, high):
-    """The normalisation, written out: low at -1, high at 1, clipped."""
-    return np.clip(2 * (values.astype(np.float64) - low) / (high - low) - 1, -1, 1)
+IMAGE, LABELS = "imagesTr/spleen_1.nii.gz", "labelsTr/spleen_1.nii.gz"
 
 
 def make_volume(seed=0):
@@ -50,19 +48,20 @@ def describe_set(root, manner="msd", channels=("CT",), labels=("background", "sp
     (root / "dataset.json").write_text(json.dumps(about))
 
 
-def write_set(root, codes="RAS", names=("spleen_1",), **options):
+def write_set(root, codes="RAS", label_codes=None, **options):
     array, labels, affine = make_volume()
-    for name in names:
-        store(root / "imagesTr" / f"{name}.nii.gz", array, affine, codes)
-        store(root / "labelsTr" / f"{name}.nii.gz", labels, affine, codes)
+    store(root / IMAGE, array, affine, codes)
+    store(root / LABELS, labels, affine, label_codes or codes)
     describe_set(root, **options)
     return root
 
 
-@pytest.mark.parametrize("codes", ["RAS", "LPS", "LAS", "PIR", "SLA", "ASR"])
-def test_any_orientation_gives_the_same_slices(tmp_path, codes):
+@pytest.mark.parametrize(("codes", "label_codes"), [
+    *((codes, codes) for codes in ("RAS", "LPS", "LAS", "PIR", "SLA", "ASR")), ("LPS", "SLA"),
+])  # fmt: skip
+def test_any_orientation_gives_the_same_slices(tmp_path, codes, label_codes):
     array, labels, _ = make_volume()
-    found = read_cases(write_set(tmp_path, codes))
+    found = read_cases(write_set(tmp_path, codes, label_codes))
     assert len(found.cases) == 6 and found.classes == ("background", "spleen", "liver")
     for k, case in enumerate(found.cases):
         image, mask = case.load()
@@ -72,16 +71,6 @@ def test_any_orientation_gives_the_same_slices(tmp_path, codes):
         assert (case.spacing, case.thickness) == ((3.0, 2.0), 5.0)
         assert (case.id, case.volume, case.index, case.group) == (f"spleen_1/{k:04d}", "spleen_1", k, "spleen_1")
     assert found.cases[0].prompt == "CT, spleen"
-
-
-def test_image_and_label_of_different_orientation_agree(tmp_path):
-    _, labels, affine = make_volume()
-    write_set(tmp_path, "LPS")
-    plain = [case.mask for case in read_cases(tmp_path).cases]
-    store(tmp_path / "labelsTr" / "spleen_1.nii.gz", labels, affine, "SLA")
-    volumes.load_labels.cache_clear()
-    for case, mask in zip(read_cases(tmp_path).cases, plain, strict=True):
-        np.testing.assert_array_equal(case.mask, mask)
 
 
 @pytest.mark.parametrize(("axis", "count", "spacing", "thickness"), [
@@ -114,7 +103,7 @@ def test_mr_has_one_normalisation_per_volume(tmp_path):
     array, _, affine = make_volume()
     write_set(tmp_path, channels=("MRI",))
     array = array + np.arange(6, dtype=np.int16) * 500  # slices of different brightness
-    store(tmp_path / "imagesTr" / "spleen_1.nii.gz", array, affine)
+    store(tmp_path / IMAGE, array, affine)
     low, high = np.percentile(array, (0.5, 99.5))
     images = np.stack([case.image for case in read_cases(tmp_path).cases])
     shown = np.moveaxis(array, 2, 0)[:, ::-1, ::-1].transpose(0, 2, 1)
@@ -145,8 +134,8 @@ def test_header_scaling_is_applied(tmp_path):
     array, _, affine = make_volume()
     image = nibabel.Nifti1Image(array, affine)
     image.header.set_slope_inter(0.5, -24)
-    nibabel.save(image, tmp_path / "imagesTr" / "spleen_1.nii.gz")
-    stored = nibabel.load(tmp_path / "imagesTr" / "spleen_1.nii.gz").get_fdata()
+    nibabel.save(image, tmp_path / IMAGE)
+    stored = nibabel.load(tmp_path / IMAGE).get_fdata()
     case = read_cases(tmp_path).cases[3]
     np.testing.assert_allclose(case.image, expect(stored[::-1, ::-1, 3].T, -160, 240), atol=1e-6)
 
@@ -174,8 +163,6 @@ def test_bare_pair_of_volumes(tmp_path):
 
 
 # bad input
-
-IMAGE, LABELS = "imagesTr/spleen_1.nii.gz", "labelsTr/spleen_1.nii.gz"
 
 
 def write_regions(root):
@@ -218,12 +205,7 @@ FAULTS = {  # what is spoilt in a sound set (root, array, labels, affine), which
 def test_bad_input_is_one_line_that_names_the_file_and_the_remedy(tmp_path, fault):
     write, named, said = FAULTS[fault]
     write(write_set(tmp_path), *make_volume())
-    with pytest.raises(InputError, match=said) as caught:
-        for case in read_cases(tmp_path).cases:
-            case.load()
-    message = str(caught.value)
-    assert message.startswith(str(tmp_path / named))
-    assert "\n" not in message and ";" in message
+    check_fault(tmp_path, named, said)
 
 
 def test_an_affine_off_by_rounding_is_no_mismatch(tmp_path):

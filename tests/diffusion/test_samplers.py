@@ -169,10 +169,7 @@ def test_timesteps_fall_and_exist_for_every_count(spacing):
         kept = samplers.timesteps(1000, steps, spacing)
         assert len(kept) == steps
         assert all(t > t_prev for t, t_prev in pairwise(kept))
-        assert kept[-1] >= 0
-        assert kept[0] <= 999
-        if spacing == "trailing":
-            assert kept[0] == 999
+        assert kept[-1] >= 0 and (kept[0] == 999 if spacing == "trailing" else kept[0] <= 999)
 
 
 @pytest.mark.parametrize(("steps", "spacing"), [(0, "trailing"), (1001, "trailing"), (1000, "leading"), (10, "even")])
@@ -185,5 +182,6 @@ def test_impossible_timesteps_are_refused(steps, spacing):
 def test_a_step_computes_a_bfloat16_estimate_in_float32(name):
     z_t, eps, noise = torch.randn(3, 2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     for ab_t, ab_prev in jumps(20, "trailing")[:-1]:
-        low, high = (STEPS[name](z_t, guess, noise, ab_t, ab_prev) for guess in (eps.bfloat16(), eps.bfloat16().float()))
+        estimates = eps.bfloat16(), eps.bfloat16().float()
+        low, high = (STEPS[name](z_t, estimate, noise, ab_t, ab_prev) for estimate in estimates)
         assert low.dtype == torch.float32 and torch.equal(low, high)

@@ -10,6 +10,7 @@ from emit.evaluation import metrics
 from emit.evaluation.metrics import OVERLAPS, find_surface, score_boundary, score_case, summarise
 
 CLASSES = ("background", "organ")
+BOUNDARY = ("nsd", "hd95", "assd")
 INF = float("inf")
 
 
@@ -41,7 +42,19 @@ def test_overlap_table(prediction, target, expected):
     assert [row[key] for key in OVERLAPS] == pytest.approx(expected, abs=1e-15)  # one division of small integers
 
 
+def dot(shape, *place):
+    return block(shape, *((k, k + 1) for k in place))
+
+
 SQUARE, SHIFTED = block((8, 8), (2, 6), (2, 6)), block((8, 8), (2, 6), (3, 7))
+EMPTY, FULL = SQUARE * 0, block((3, 3), (0, 3), (0, 3))
+NEAR, FAR = dot((6, 7), 1, 1), dot((6, 7), 4, 5)
+# A full image has its border as surface: 4 sides at 1, 4 corners at sqrt 2, and 1 on the way back.
+# 95th percentile of those 9: position 7.6, between two values of sqrt 2.
+BORDER = 5 / 9, 2**0.5, (5 + 4 * 2**0.5) / 9
+# 9 + 10 distances, one of them 10: pooled, position 17.1 of 0..18 gives 1.0 (the larger of the two directed percentiles
+# would be 5.5).
+NINE, TEN = draw("111111111" + "0" * 10), draw("1111111110000000001")
 
 
 @pytest.mark.parametrize(
@@ -53,49 +66,20 @@ SQUARE, SHIFTED = block((8, 8), (2, 6), (2, 6)), block((8, 8), (2, 6), (3, 7))
         pytest.param(SHIFTED, SQUARE, (3, 2), 1.9, (1 / 2, 2, 1), id="shifted square in mm"),
         # Columns 5 mm apart: 2 of the 6 reach the other ring along the row axis, 1 mm away; 4 are 5 mm off.
         pytest.param(SHIFTED, SQUARE, (1, 5), 1, (2 / 3, 5, 22 / 12), id="anisotropic"),
-        pytest.param(block((6, 7), (1, 2), (1, 2)), block((6, 7), (4, 5), (5, 6)), None, 5, (1, 5, 5), id="one pixel"),
-        pytest.param(
-            block((6, 7), (1, 2), (1, 2)), block((6, 7), (4, 5), (5, 6)), (2, 1), 7, (0, 52**0.5, 52**0.5), id="2:1"
-        ),
-        # A full image has its border as surface: 4 sides at 1, 4 corners at sqrt 2, and 1 on the way back.
-        # 95th percentile of those 9: position 7.6, between two values of sqrt 2.
-        pytest.param(
-            block((3, 3), (0, 3), (0, 3)),
-            block((3, 3), (1, 2), (1, 2)),
-            None,
-            1,
-            (5 / 9, 2**0.5, (5 + 4 * 2**0.5) / 9),
-            id="touches the border",
-        ),
-        # 9 + 10 distances, one of them 10: pooled, position 17.1 of 0..18 gives 1.0 (the larger of the two
-        # directed percentiles would be 5.5).
-        pytest.param(
-            draw("111111111" + "0" * 10), draw("1111111110000000001"), None, 0, (18 / 19, 1, 10 / 19), id="pooled"
-        ),
-        pytest.param(
-            block((2, 2, 2), (0, 1), (0, 1), (0, 1)),
-            block((2, 2, 2), (1, 2), (1, 2), (1, 2)),
-            (2, 3, 6),
-            6.9,
-            (0, 7, 7),
-            id="3D",
-        ),
-        pytest.param(
-            block((4, 4), (0, 1), (0, 1)),
-            block((4, 4), (0, 1), (3, 4)),
-            (0.1, 0.1),
-            0.3,
-            (1, 0.3, 0.3),
-            id="at tolerance",
-        ),
-        pytest.param(SQUARE * 0, SQUARE * 0, None, 0, (1, 0, 0), id="both empty"),
-        pytest.param(SQUARE * 0, SQUARE, None, 9, (0, INF, INF), id="missed"),
-        pytest.param(SQUARE, SQUARE * 0, None, 9, (0, INF, INF), id="false alarm"),
+        pytest.param(NEAR, FAR, None, 5, (1, 5, 5), id="one pixel"),
+        pytest.param(NEAR, FAR, (2, 1), 7, (0, 52**0.5, 52**0.5), id="2:1"),
+        pytest.param(FULL, dot((3, 3), 1, 1), None, 1, BORDER, id="touches the border"),
+        pytest.param(NINE, TEN, None, 0, (18 / 19, 1, 10 / 19), id="pooled"),
+        pytest.param(dot((2, 2, 2), 0, 0, 0), dot((2, 2, 2), 1, 1, 1), (2, 3, 6), 6.9, (0, 7, 7), id="3D"),
+        pytest.param(dot((4, 4), 0, 0), dot((4, 4), 0, 3), (0.1, 0.1), 0.3, (1, 0.3, 0.3), id="at tolerance"),
+        pytest.param(EMPTY, EMPTY, None, 0, (1, 0, 0), id="both empty"),
+        pytest.param(EMPTY, SQUARE, None, 9, (0, INF, INF), id="missed"),
+        pytest.param(SQUARE, EMPTY, None, 9, (0, INF, INF), id="false alarm"),
     ],
 )
 def test_boundary_table(prediction, target, spacing, tolerance, expected):
     (row,) = score_case(prediction, target, CLASSES, spacing, tolerance)
-    assert (row["nsd"], row["hd95"], row["assd"]) == pytest.approx(expected, abs=1e-12)  # float64 sums of 24 terms
+    assert [row[key] for key in BOUNDARY] == pytest.approx(expected, abs=1e-12)  # float64 sums of 24 terms
 
 
 def list_surface(mask):
@@ -122,28 +106,24 @@ def test_boundary_equals_brute_force(monkeypatch, voxels_per_point):
         place = 0.95 * (len(pooled) - 1)
         low, high = pooled[math.floor(place)], pooled[math.ceil(place)]
         expected = np.mean(pooled <= 1.5), low + (high - low) * (place % 1), np.mean(pooled)
-        scores = score_boundary(a, b, spacing, 1.5)
-        assert (scores["nsd"], scores["hd95"], scores["assd"]) == pytest.approx(
-            expected, abs=1e-9
-        )  # float64, tens of mm
+        found = score_boundary(a, b, spacing, 1.5)
+        assert [found[key] for key in BOUNDARY] == pytest.approx(expected, abs=1e-9)  # float64, tens of mm
 
 
 def test_both_distance_methods_are_in_use(monkeypatch):
     calls = []
-    transform, tree = metrics.distance_transform_edt, metrics.cKDTree
-    monkeypatch.setattr(
-        metrics, "distance_transform_edt", lambda *a, **k: calls.append("transform") or transform(*a, **k)
-    )
-    monkeypatch.setattr(metrics, "cKDTree", lambda *a: calls.append("tree") or tree(*a))
-    far = block((40, 40), (0, 1), (0, 1)), block((40, 40), (39, 40), (39, 40))
+    for name in ("distance_transform_edt", "cKDTree"):
+        own = getattr(metrics, name)
+        monkeypatch.setattr(metrics, name, lambda *a, own=own, name=name, **k: calls.append(name) or own(*a, **k))
+    far = dot((40, 40), 0, 0), dot((40, 40), 39, 39)
     assert score_case(*far, CLASSES, None, 1)[0]["assd"] == pytest.approx(39 * 2**0.5)
     assert score_case(SHIFTED, SQUARE, CLASSES, None, 1)[0]["assd"] == pytest.approx(0.5)
-    assert calls == ["tree", "tree", "transform", "transform"]
+    assert calls == ["cKDTree"] * 2 + ["distance_transform_edt"] * 2
 
 
 def test_surface_uses_the_cross():
     plus_filled = draw("0110", "1111", "1111", "0110")  # its 4 inner voxels have all 4 neighbours, but not all 8
-    assert find_surface(plus_filled.astype(bool)).astype(int).tolist() == draw("0110", "1001", "1001", "0110").tolist()
+    assert (find_surface(plus_filled > 0) == draw("0110", "1001", "1001", "0110")).all()
 
 
 def test_scores_do_not_depend_on_position_order_or_mirroring():
@@ -155,19 +135,15 @@ def test_scores_do_not_depend_on_position_order_or_mirroring():
         (row,) = score_case(p, t, CLASSES, spacing, 1.0)
         assert [row[k] for k in metrics.SCORES] == pytest.approx([expected[k] for k in metrics.SCORES], abs=1e-12)
     (swapped,) = score_case(b, a, CLASSES, (1.0, 2.5), 1.0)
-    assert [swapped[k] for k in ("dice", "hd95", "recall")] == pytest.approx(
-        [expected[k] for k in ("dice", "hd95", "precision")], abs=1e-12
-    )
+    for here, there in (("dice", "dice"), ("hd95", "hd95"), ("recall", "precision")):
+        assert swapped[here] == pytest.approx(expected[there], abs=1e-12)
 
 
 def test_each_class_is_scored_by_itself():
     prediction, target = draw("1122", "0000"), draw("1120", "0000")
     rows = score_case(prediction, target, ("background", "one", "two", "three"), (2, 2), 1)
-    assert [(r["class"], r["kind"], r["predicted"], r["target"]) for r in rows] == [
-        ("one", "both present", 2, 2),
-        ("two", "both present", 2, 1),
-        ("three", "both empty", 0, 0),
-    ]
+    expected = [("one", "both present", 2, 2), ("two", "both present", 2, 1), ("three", "both empty", 0, 0)]
+    assert [(r["class"], r["kind"], r["predicted"], r["target"]) for r in rows] == expected
     assert [r["dice"] for r in rows] == pytest.approx([1, 2 / 3, 1])
     assert {r["unit"] for r in rows} == {"mm"}
     assert score_case(prediction, target, ("background", "one", "two"), None, 1)[0]["unit"] == "px"
@@ -193,29 +169,23 @@ def test_misfits_are_refused(prediction, target, spacing, tolerance, message):
 
 
 # One case of each kind, in the order of KINDS, on 5 x 5 pixels; the false alarm in the centre, where the fake pixel goes.
+NONE = np.zeros((5, 5), dtype=int)
 FOUR = [
     (block((5, 5), (0, 1), (0, 2)), block((5, 5), (0, 1), (1, 3))),  # Dice 1/2, IoU 1/3, distances 0 0 1 1
-    (block((5, 5), (0, 0)), block((5, 5), (0, 0))),
-    (block((5, 5), (0, 0)), block((5, 5), (0, 1), (1, 2))),  # missed, sqrt 5 from the centre
-    (block((5, 5), (2, 3), (2, 3)), block((5, 5), (0, 0))),
+    (NONE, NONE),
+    (NONE, dot((5, 5), 0, 1)),  # missed, sqrt 5 from the centre
+    (dot((5, 5), 2, 2), NONE),
 ]
 
 
 def test_summary_of_one_case_of_each_kind():
     summary = summarise([score_case(*case, CLASSES, None, 0)[0] for case in FOUR])["organ"]
     assert [summary[kind] for kind in ("cases", *metrics.KINDS)] == [4, 1, 1, 1, 1]
-    found = {
-        name: [numbers[key] for key in ("mean", "median", "infinite")] for name, numbers in summary["scores"].items()
-    }
-    assert found == {
-        "dice": pytest.approx([1.5 / 4, 0.25, 0]),
-        "iou": pytest.approx([(1 + 1 / 3) / 4, 1 / 6, 0]),
-        "precision": pytest.approx([1.5 / 4, 0.25, 0]),
-        "recall": pytest.approx([1.5 / 4, 0.25, 0]),
-        "nsd": pytest.approx([1.5 / 4, 0.25, 0]),
-        "hd95": [INF, INF, 2],
-        "assd": [INF, INF, 2],
-    }
+    expected = {key: [1.5 / 4, 0.25, 0] for key in ("dice", "precision", "recall", "nsd")}
+    expected |= {"iou": [(1 + 1 / 3) / 4, 1 / 6, 0], "hd95": [INF, INF, 2], "assd": [INF, INF, 2]}
+    for name, numbers in summary["scores"].items():
+        assert [numbers[key] for key in ("mean", "median", "infinite")] == pytest.approx(expected.pop(name))
+    assert expected == {}
     assert summary["scores"]["dice"]["spread"] == pytest.approx(np.std([0.5, 1, 0, 0], ddof=1))
     assert math.isnan(summary["scores"]["hd95"]["spread"])
 
@@ -242,5 +212,4 @@ def test_missed_lesions_never_make_an_arm_look_better():
 def test_scoring_leaves_the_masks_alone():
     prediction, target = FOUR[2][0].copy(), FOUR[2][1].copy()
     score_case(prediction, target, CLASSES, None, 0, fake_pixel=True)
-    assert (prediction == FOUR[2][0]).all()
-    assert (target == FOUR[2][1]).all()
+    assert (prediction == FOUR[2][0]).all() and (target == FOUR[2][1]).all()

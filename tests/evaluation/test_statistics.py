@@ -28,22 +28,25 @@ def nest(**arms):
     }
 
 
+def compare_ours(scores, groups=None):
+    (found,) = compare_arms(scores, ["ours"], "baseline", [], np.random.default_rng(0), groups)
+    return found
+
+
 def test_holm_worked_example():
     # Sorted 0.005 0.01 0.03 0.04 times 4 3 2 1 = 0.02 0.03 0.06 0.04; the last is raised to 0.06.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.6, 0.7]) == [1.0, 1.0]
-    assert holm([]) == []
+    assert holm([0.6, 0.7]) == [1.0, 1.0] and holm([]) == []
 
 
 @pytest.mark.parametrize("differences", [[1, 2, 3, 4, 5, -6], [1, -2, 3, -4, 5, 6, 7], [3, 1, 2, 5, 4, 6]])
 def test_signed_rank_equals_enumeration(differences):
     ranks = np.abs(differences)  # the magnitudes are 1..n, so they are their own ranks
-    total = ranks.sum()
     signs = np.array(list(product([-1, 1], repeat=len(ranks))))
     extreme = np.mean(np.abs(signs @ ranks) >= abs(sum(differences)))
     p, effect = signed_rank(np.array(differences) / 7)
     assert p == pytest.approx(extreme, abs=1e-12)
-    assert effect == pytest.approx(sum(differences) / total, abs=1e-12)
+    assert effect == pytest.approx(sum(differences) / ranks.sum(), abs=1e-12)
 
 
 def test_signed_rank_leaves_zeros_out():
@@ -128,7 +131,7 @@ def simulate(rng, shift, cases=60, seeds=3, per_group=1):
 def test_known_shift_is_found(shift, expected):
     # A case's difference deviates by sqrt(0.04^2 + 2 * 0.02^2 / 3) = 0.043: 0.03 is 5.4 standard errors of 60 cases.
     scores, _ = simulate(np.random.default_rng(11), shift)
-    (found,) = compare_arms(scores, ["ours"], "baseline", [], np.random.default_rng(0))
+    found = compare_ours(scores)
     assert verdict(found) == expected
     assert found.difference == pytest.approx(shift, abs=4 * 0.043 / 60**0.5)
     assert found.low < found.difference < found.high
@@ -140,8 +143,8 @@ def test_known_shift_is_found(shift, expected):
 def test_too_few_cases_say_so():
     gain = np.arange(1, 9) / 100
     for cases, judged, expected in ((5, ["a"], "too few"), (6, ["a"], "detectable gain"), (6, ["a", "b"], "too few")):
-        scores = nest(base=np.zeros(cases), a=gain[:cases], b=gain[:cases] / 2)
-        found = compare_arms(scores, judged, "base", [], np.random.default_rng(0))
+        scores = nest(baseline=np.zeros(cases), a=gain[:cases], b=gain[:cases] / 2)
+        found = compare_arms(scores, judged, "baseline", [], np.random.default_rng(0))
         assert found[0].smallest_p == pytest.approx(len(judged) * 2.0 ** (1 - cases))  # 0.0625, 0.03125, 0.0625
         assert found[0].p_adjusted == pytest.approx(found[0].smallest_p)  # all gain: it is reached
         assert expected in conclude(found[0])
@@ -150,25 +153,20 @@ def test_too_few_cases_say_so():
 
 def test_many_cases_of_few_patients_are_few():
     scores, groups = simulate(np.random.default_rng(4), 0.2, cases=60, per_group=12)
-    (alone,) = compare_arms(scores, ["ours"], "baseline", [], np.random.default_rng(0))
-    (grouped,) = compare_arms(scores, ["ours"], "baseline", [], np.random.default_rng(0), groups)
+    alone = compare_ours(scores)
+    grouped = compare_ours(scores, groups)
     assert (alone.units, verdict(alone)) == (60, "detectable gain")
     assert (grouped.units, verdict(grouped)) == (5, "too few cases to tell")
     assert "60 cases in 5 groups" in conclude(grouped)
-    (partly,) = compare_arms(
-        scores, ["ours"], "baseline", [], np.random.default_rng(0), {"case0": 0, "case1": 0, "case2": None}
-    )
-    assert partly.units == 59
-    named = {"case0": "case2", "case1": "case2", "case2": None}  # a patient may bear the name of a case
-    (found,) = compare_arms(scores, ["ours"], "baseline", [], np.random.default_rng(0), named)
-    assert found.units == 59
+    for patient in (0, "case2"):  # a patient may bear the name of a case
+        assert compare_ours(scores, {"case0": patient, "case1": patient, "case2": None}).units == 59
 
 
 def test_groups_reach_both_the_rank_test_and_the_interval():
     # 8 patients with 3 equal cases each, all gaining: p = 2 / 2^8, not 2 / 2^24.
     gain = np.repeat(np.arange(1, 9) / 100, 3)
-    scores, groups = nest(base=gain * 0, ours=gain), {f"case{i}": i // 3 for i in range(24)}
-    (found,) = compare_arms(scores, ["ours"], "base", [], np.random.default_rng(0), groups)
+    scores, groups = nest(baseline=gain * 0, ours=gain), {f"case{i}": i // 3 for i in range(24)}
+    found = compare_ours(scores, groups)
     assert found.p == pytest.approx(2 / 2**8)
     # Deviation of 1..8 is 2.29; of a mean of 8, 0.0081; the interval is 3.92 of those, and sqrt 3 less by case.
     assert found.high - found.low == pytest.approx(3.92 * 0.0081, rel=0.1)
@@ -176,7 +174,7 @@ def test_groups_reach_both_the_rank_test_and_the_interval():
 
 def test_verdict_rests_on_level_interval_and_direction():
     scores, _ = simulate(np.random.default_rng(11), 0.03)
-    (gain,) = compare_arms(scores, ["ours"], "baseline", [], np.random.default_rng(0))
+    gain = compare_ours(scores)
     loss = replace(gain, low=-gain.high, high=-gain.low, effect=-gain.effect)
     for found, name in ((gain, "detectable gain"), (loss, "detectable loss")):
         assert verdict(replace(found, p_adjusted=0.049)) == name
@@ -190,14 +188,10 @@ def test_verdict_rests_on_level_interval_and_direction():
 def test_best_classical_arm_is_the_second_reference():
     rng = np.random.default_rng(5)
     base = rng.uniform(0.4, 0.6, size=(2, 30))
-    scores = nest(base=base, mirror=base + 0.02, scale=base + 0.05, ours=base + 0.04)
-    found = compare_arms(scores, ["mirror", "scale", "ours"], "base", ["mirror", "scale"], rng)
-    assert [(c.arm, c.reference) for c in found] == [
-        ("mirror", "base"),
-        ("scale", "base"),
-        ("ours", "base"),
-        ("ours", "scale"),
-    ]
+    scores = nest(baseline=base, mirror=base + 0.02, scale=base + 0.05, ours=base + 0.04)
+    found = compare_arms(scores, ["mirror", "scale", "ours"], "baseline", ["mirror", "scale"], rng)
+    pairs = [("mirror", "baseline"), ("scale", "baseline"), ("ours", "baseline"), ("ours", "scale")]
+    assert [(c.arm, c.reference) for c in found] == pairs
     assert [c.difference for c in found] == pytest.approx([0.02, 0.05, 0.04, -0.01])
     assert [verdict(c) for c in found] == ["detectable gain"] * 3 + ["detectable loss"]
     assert found[0].smallest_p == pytest.approx(4 * 2.0**-29)
@@ -205,10 +199,9 @@ def test_best_classical_arm_is_the_second_reference():
 
 def test_a_gain_needs_interval_and_rank_test_to_agree():
     # 19 small gains, one large loss: the ranks say gain, the mean says loss; so neither is claimed.
-    scores = nest(base=np.zeros(20), ours=np.r_[np.arange(1, 20) / 1000, -2.0])
-    (found,) = compare_arms(scores, ["ours"], "base", [], np.random.default_rng(0))
-    assert found.p_adjusted < 0.05
-    assert found.difference < 0 < found.effect
+    scores = nest(baseline=np.zeros(20), ours=np.r_[np.arange(1, 20) / 1000, -2.0])
+    found = compare_ours(scores)
+    assert found.p_adjusted < 0.05 and found.difference < 0 < found.effect
     assert verdict(found) == "no detectable gain"
     assert conclude(found).endswith("1 seed; the corrected p is below 0.05 but the interval includes zero).")
 
@@ -216,8 +209,8 @@ def test_a_gain_needs_interval_and_rank_test_to_agree():
 def test_an_interval_without_a_corrected_p_is_no_gain_and_the_sentence_says_so():
     # 7 gains and the smallest difference a loss: p = 4 / 2^8, times 4 comparisons 0.0625; the mean is 0.042 +- 0.010.
     gain, mixed = np.array([-1, 2, 3, 4, 5, 6, 7, 8]) / 100, np.array([1, -2, 3, -4, 5, -6, 7, -8]) / 100
-    scores = nest(base=mixed * 0, ours=gain, b=mixed, c=-mixed, d=mixed / 2)
-    found, *_ = compare_arms(scores, ["ours", "b", "c", "d"], "base", [], np.random.default_rng(0))
+    scores = nest(baseline=mixed * 0, ours=gain, b=mixed, c=-mixed, d=mixed / 2)
+    found, *_ = compare_arms(scores, ["ours", "b", "c", "d"], "baseline", [], np.random.default_rng(0))
     assert found.p_adjusted == pytest.approx(0.0625) and found.smallest_p < 0.05 and found.low > 0
     assert verdict(found) == "no detectable gain"
     note = "; the interval excludes zero but the corrected p does not reach 0.05)."
@@ -229,15 +222,13 @@ def test_an_interval_without_a_corrected_p_is_no_gain_and_the_sentence_says_so()
 @pytest.mark.parametrize("sign", [1, -1])
 def test_disagreement_is_found_in_every_direction(sign):
     scores, _ = simulate(np.random.default_rng(11), sign * 0.03)
-    (clear,) = compare_arms(scores, ["ours"], "baseline", [], np.random.default_rng(0))
+    clear = compare_ours(scores)
     assert find_disagreement(clear) == ""
     assert find_disagreement(replace(clear, low=-0.01, high=0.01, p_adjusted=0.5)) == ""
     assert "interval includes zero" in find_disagreement(replace(clear, low=-0.01, high=0.01))
     assert "does not reach 0.05" in find_disagreement(replace(clear, p_adjusted=0.05))
-    assert (
-        find_disagreement(replace(clear, effect=-clear.effect))
-        == "the interval and the ranks point in opposite directions"
-    )
+    opposite = find_disagreement(replace(clear, effect=-clear.effect))
+    assert opposite == "the interval and the ranks point in opposite directions"
 
 
 @pytest.mark.slow
@@ -258,6 +249,6 @@ def test_family_wise_error_stays_below_the_level():
     for _ in range(400):
         base = rng.beta(5, 2, size=(3, 40))
         arms = {name: base + rng.normal(0, 0.05, size=base.shape) for name in "abcd"}
-        found = compare_arms(nest(base=base, **arms), list("abcd"), "base", [], rng, resamples=500)
+        found = compare_arms(nest(baseline=base, **arms), list("abcd"), "baseline", [], rng, resamples=500)
         hits += any(verdict(c).startswith("detectable") for c in found)
     assert hits / 400 <= 0.07

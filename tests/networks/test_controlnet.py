@@ -5,19 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from emit.model import DEMO, SD15, SD21
+from emit.model import DEMO, SD15
 from emit.networks.controlnet import ControlNet, hint_encoder
 from emit.networks.unet import UNet
-from tests.golden.files import SD1, original, read_golden, read_manifest, shapes_of
-
-
-@pytest.mark.parametrize(("sizes", "manifest"), [(SD15, "sd15_controlnet_ldm"), (SD21, "sd21_controlnet_ldm")])
-def test_names_and_shapes_are_the_public_ones(sizes, manifest):
-    with torch.device("meta"):
-        shapes, count = shapes_of(ControlNet(sizes.unet))
-    assert shapes == read_manifest(manifest, "control_model.")
-    assert len(shapes) == 340
-    assert sizes is not SD15 or count == 361_279_120
+from tests.golden.files import SD1, original, read_golden, read_manifest
 
 
 @pytest.fixture
@@ -102,9 +93,8 @@ def test_learning_moves_from_the_zero_convolutions_inwards(nets, inputs):
     for expected in (zero, names - (hint_encoder - last_hint), names):
         optimiser.zero_grad()
         (unet(*args, controlnet(*args, hint)) - target).square().mean().backward()
-        assert {
-            name for name, weight in controlnet.named_parameters() if weight.grad.any()
-        } == expected  # else exactly 0
+        moved = {name for name, weight in controlnet.named_parameters() if weight.grad.any()}
+        assert moved == expected  # of all others the gradient is exactly 0
         optimiser.step()
 
 

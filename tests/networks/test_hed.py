@@ -161,11 +161,6 @@ def as_map(rows):
 HAND_PLAIN = (2 * math.log(2) + math.log(4) + math.log(4 / 3)) / 4  # the same p, every pixel once
 
 
-def test_side_loss_by_hand():
-    # 1e-6: float32
-    assert class_balanced_loss(as_map(HAND_LOGIT), as_map(HAND_Y)).item() == pytest.approx(HAND_LOSS, rel=1e-6)
-
-
 def test_sides_are_balanced_and_the_fusion_is_plain():
     logit, y, zero = as_map(HAND_LOGIT), as_map(HAND_Y), torch.zeros(1, 1, 2, 2)
     # Of a logit of 0 every pixel costs log 2: balanced (0.75 + 3 * 0.25) / 4 of it, plain the whole.
@@ -174,8 +169,9 @@ def test_sides_are_balanced_and_the_fusion_is_plain():
     assert hed_loss([zero] * 5 + [logit], y).item() == pytest.approx(5 * side + HAND_PLAIN, rel=1e-6)
 
 
-def test_side_loss_balances_each_image_and_is_zero_without_boundary():
+def test_side_loss_by_hand_balances_each_image_and_is_zero_without_boundary():
     logit, y = as_map(HAND_LOGIT), as_map(HAND_Y)
+    assert class_balanced_loss(logit, y).item() == pytest.approx(HAND_LOSS, rel=1e-6)  # float32
     other = as_map([[1.0, 1.0], [1.0, 0.0]])  # beta = 1/4; p = 1/2, 3/4, 1/4 on the boundary, 1/2 off it
     other_loss = (0.25 * (math.log(2) + math.log(4 / 3) + math.log(4)) + 0.75 * math.log(2)) / 4
     both = class_balanced_loss(torch.cat([logit, logit]), torch.cat([y, other]))

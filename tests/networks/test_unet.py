@@ -1,4 +1,4 @@
-"""The UNet's names, sizes and contracts; its numbers are in test_golden.py."""
+"""The UNet's sizes and contracts; its numbers are in test_golden.py."""
 
 import math
 
@@ -8,17 +8,7 @@ import torch
 from emit.model import SD15, SD21
 from emit.networks.layers import CrossAttention, timestep_embedding
 from emit.networks.unet import UNet
-from tests.golden.files import SD1, read_manifest, shapes_of
-
-
-@pytest.mark.parametrize(
-    ("sizes", "manifest", "parameters"), [(SD15, "sd15_ldm", 859_520_964), (SD21, "sd21_ldm", 865_910_724)]
-)
-def test_names_and_shapes_are_the_public_ones(sizes, manifest, parameters):
-    with torch.device("meta"):
-        shapes, count = shapes_of(UNet(sizes.unet))
-    assert shapes == read_manifest(manifest, "model.diffusion_model.")
-    assert (len(shapes), count) == (686, parameters)
+from tests.golden.files import SD1
 
 
 @pytest.mark.parametrize(("sizes", "heads"), [(SD15, [8, 8, 8]), (SD21, [5, 10, 20])])
@@ -57,11 +47,8 @@ def test_each_head_attends_on_its_own_consecutive_channels():
 
 def test_a_new_unet_predicts_zero_and_wants_one_residual_per_block():
     unet = UNet(SD1.unet)
-    inputs = (
-        torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(0)),
-        torch.tensor([3]),
-        torch.ones(1, 77, 24),
-    )
+    z_t = torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(0))
+    inputs = z_t, torch.tensor([3]), torch.ones(1, 77, 24)
     assert torch.equal(unet(*inputs), torch.zeros(1, 4, 8, 12))  # the last convolution starts at zero
     with pytest.raises(ValueError, match="9 control residuals, expected 10"):
         unet(*inputs, [0] * 9)

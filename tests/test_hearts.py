@@ -1,0 +1,287 @@
+"""What stages 1 and 2 give the networks at each step, what they train, what they leave alone, what they keep."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import train_finetune
+import train_pretrain
+from emit.data.cache import Pictures
+from emit.data.cases import Case
+from emit.data.edges import make_hint
+from emit.errors import InputError
+from emit.model import EmitDiff, demo_sizes
+from emit.networks.vae import Posterior
+from emit.probes import choose_fixed
+
+SIZE, COUNT, SCALE, DROPOUT = 16, 8, 0.5, 0.25
+RUN = {"size": SIZE, "batch": 8, "steps": 8, "warmup": 0, "ema": 0.9, "lr": 1e-2, "schedule": "constant", "seed": 3}
+RUN |= {"caption_dropout": DROPOUT, "out": Path("run")}
+
+
+def level_of(number):
+    return -0.6 + 0.2 * number
+
+
+def make_case(number):
+    """Return a case that shows a square, off the centre, of a level of its own on black; the mask is the square."""
+    image, mask = np.full((SIZE, SIZE), -1.0, np.float32), np.zeros((SIZE, SIZE), np.uint8)
+    image[4:12, 6:14], mask[4:12, 6:14] = level_of(number), 1
+    name = f"case {number}"
+    return Case(name, name, f"prompt {number}", "", f"pictures/{number}.png", lambda path: (image, mask))
+
+
+CASES = [make_case(number) for number in range(COUNT)]
+
+
+class PixelVAE(nn.Module):
+    """The mean is every fourth pixel, the deviation 0.01: latents show which picture they are of."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.scale = nn.Parameter(torch.ones(())), SCALE
+
+    def encode(self, image):
+        mean = self.weight * image[:, :1, ::4, ::4].expand(-1, 4, -1, -1)
+        return Posterior(mean, torch.full_like(mean, 2 * np.log(0.01)), self.scale)
+
+
+class PixelHED(nn.Module):
+    """The edge of a picture in [-1, 1] is the picture in [0, 1]."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, image):
+        return self.weight * (image[:, :1] + 1) / 2
+
+    def logits(self, image):
+        return self.weight * image[:, :1]
+
+
+class Spy(EmitDiff):
+    """The demo's networks behind a PixelVAE; `seen` holds what each call of `losses` was given, and the weights' sum."""
+
+    def __init__(self):
+        super().__init__(demo_sizes(64), ("text", "unet", "controlnet"))
+        self.vae, self.seen = PixelVAE(), []
+
+    def losses(self, z_0, t, eps, prompts, hint=None):
+        loss = super().losses(z_0, t, eps, prompts, hint)
+        given = SimpleNamespace(z_0=z_0, t=t, eps=eps, prompts=prompts, hint=hint, loss=loss.detach())
+        given.trains, given.weights = loss.requires_grad, weigh(self)
+        self.seen.append(given)
+        return loss
+
+
+def weigh(module):
+    return sum(parameter.detach().double().abs().sum().item() for parameter in module.parameters())
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Spy()
+
+
+def cases_of(z_0):
+    """Return the numbers of the cases that latents show: the brightest of them, as the squares differ in level."""
+    return ((z_0.amax(dim=(1, 2, 3)) / SCALE + 0.6) / 0.2).round().int().tolist()
+
+
+def check_inputs(steps):
+    """Every case is shown, scaled, with its own prompt or, at the dropout rate, the empty one."""
+    numbers = [number for step in steps for number in cases_of(step.z_0)]
+    prompts = [prompt for step in steps for prompt in step.prompts]
+    assert set(numbers) == set(range(COUNT)) and len(numbers) == 64
+    assert all(prompt in ("", f"prompt {number}") for prompt, number in zip(prompts, numbers, strict=True))
+    assert abs(prompts.count("") - 64 * DROPOUT) < 4 * (64 * DROPOUT * (1 - DROPOUT)) ** 0.5  # four deviations
+    noise = torch.cat([step.z_0 - step.z_0.mean(1, keepdim=True) for step in steps])
+    assert noise.std().item() == pytest.approx(SCALE * 0.01 * 0.75**0.5, rel=0.1)  # about the mean of 4 channels; 4096
+
+
+def check_trained(module, before, trained):
+    """The parts named changed, everything else is bit-equal and has no gradient; return what is frozen."""
+    changed = {
+        name.split(".")[0] for name, value in module.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert changed == trained
+    frozen = [p for name, p in module.named_parameters() if name.split(".")[0] not in trained]
+    assert all(p.grad is None for p in frozen)
+    return frozen
+
+
+def check_average(folder, modules):
+    """The modules hold the average of the weights, not the last ones."""
+    state = torch.load(folder / "state.pt", weights_only=True)
+    values = {f"{name}.{key}": p for name, module in modules.items() for key, p in module.named_parameters()}
+    assert values.keys() == state["weights"].keys()
+    assert all(torch.equal(values[name], mean) for name, mean in zip(state["weights"], state["ema"], strict=True))
+    assert not all(torch.equal(values[name], last) for name, last in state["weights"].items())
+
+
+def read_log(folder):
+    (line,) = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return line
+
+
+def copy_of(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+# ---- stage 1
+
+
+@pytest.fixture
+def settings(tmp_path):
+    own = {f"{part}_{name}": RUN[name] for part in ("vae", "hed", "unet") for name in ("batch", "steps", "lr")}
+    return train_pretrain.Settings(
+        **RUN | own | {"out": tmp_path, "data": Path("pictures"), "kl_weight": 0.5, "sample_every": 4}
+    )
+
+
+@pytest.mark.parametrize("part", ["unet", "controlnet"])
+def test_stage_1_trains_its_part_on_the_right_conditions(model, part, settings, monkeypatch):
+    sampled = []
+    monkeypatch.setattr(train_pretrain, "save_samples", lambda *given: sampled.append((given[3].name, weigh(model))))
+    pictures, before = Pictures(CASES, SIZE), copy_of(model)
+
+    def hints(batch):
+        return make_hint("hed", None, (batch.image + 1) / 2, 2)
+
+    train_pretrain.train_diffusion(model, part, pictures, model.latent_memo(), hints, settings)
+    trained = ("unet", "text") if part == "unet" else ("controlnet",)
+    frozen = check_trained(model, before, set(trained))
+    check_inputs(model.seen)
+    if part == "unet":
+        assert all(step.hint is None for step in model.seen)
+    else:
+        assert not any(parameter.requires_grad for parameter in frozen)
+        for step in model.seen:  # 0.02: eight deviations of the latents' noise
+            assert torch.allclose(
+                step.hint[:, :1, ::4, ::4], (step.z_0.mean(1, keepdim=True) / SCALE + 1) / 2, atol=0.02
+            )
+    check_average(settings.out / part, {name: getattr(model, name) for name in trained})
+    line = read_log(settings.out / part)
+    assert line["loss"] == pytest.approx(np.mean([step.loss.mean().item() for step in model.seen]), rel=1e-5)
+    assert [name for name, _ in sampled] == [f"{part}_000004.png", f"{part}_000008.png"]
+    assert sampled[1][1] == weigh(model) and sampled[0][1] != model.seen[4].weights  # drawn with the average
+
+
+def test_the_autoencoder_is_scaled_as_it_is_saved(settings, monkeypatch):
+    torch.manual_seed(0)
+    model, pictures, seen = EmitDiff(demo_sizes(64)), Pictures(CASES, SIZE), []
+    encode, decode, before = model.vae.encode, model.vae.decode, copy_of(model)
+    monkeypatch.setattr(model.vae, "encode", lambda image: seen.append([image, encode(image)]) or seen[-1][1])
+    monkeypatch.setattr(model.vae, "decode", lambda z: seen[-1].append(decode(z)) or seen[-1][2])
+    train_pretrain.train_autoencoder(model, pictures, settings)
+    check_trained(model, before, {"vae"})
+    check_average(settings.out / "vae", {"vae": model.vae})
+    steps = [step for step in seen if len(step) == 3]
+    l1 = np.mean([(image - found).abs().mean().item() for image, _, found in steps])
+    kl = np.mean([(posterior.kl() / (3 * SIZE * SIZE)).mean().item() for _, posterior, _ in steps])  # nats per number
+    line = read_log(settings.out / "vae")
+    assert (line["l1"], line["kl"], line["loss"]) == pytest.approx((l1, kl, l1 + 0.5 * kl), rel=1e-5)  # float32 sums
+    with torch.no_grad():
+        means = torch.cat([encode(pictures.image([i]).expand(-1, 3, -1, -1)).mean for i in range(COUNT)])
+    assert model.vae.scale * means.std().item() == pytest.approx(1, rel=1e-5)
+
+
+def test_hed_learns_each_pictures_own_boundary(settings, tmp_path, monkeypatch):
+    settings = replace(settings, boundaries=tmp_path)
+    for number in range(COUNT):
+        Image.fromarray(np.full((SIZE, SIZE), 30 * number, np.uint8)).save(tmp_path / f"{number}.png")
+    seen = []
+    monkeypatch.setattr(train_pretrain, "hed_loss", lambda *given: seen.append(given) or given[0].mean())
+    hed = PixelHED()
+    train_pretrain.train_hed(hed, Pictures(CASES, SIZE), settings)
+    check_average(tmp_path / "hed", {"hed": hed})
+    assert len(seen) == 8
+    logits, boundary = seen[0]  # the weight is still 1
+    numbers = cases_of(SCALE * logits.detach())
+    expected = torch.tensor(numbers) * 30 / 255
+    assert boundary.shape == (8, 1, SIZE, SIZE) and sorted(numbers) == list(range(COUNT))
+    assert torch.allclose(boundary, expected.view(-1, 1, 1, 1).expand_as(boundary))
+    (tmp_path / "5.png").unlink()
+    with pytest.raises(InputError, match=r"5.png: missing; --boundaries"):
+        train_pretrain.train_hed(PixelHED(), Pictures(CASES, SIZE), replace(settings, out=tmp_path / "b"))
+
+
+# ---- stage 2
+
+
+@pytest.fixture
+def fine_tune(model, tmp_path):
+    """Return a function of settings: the result of train_fold on CASES, and what the losses were given."""
+
+    def run(**change):
+        change = RUN | {"data": Path("set"), "model": Path("m"), "hed": Path("h"), "out": tmp_path} | change
+        settings = train_finetune.Settings(**change)
+        result = train_finetune.train_fold(model, hed, CASES, ("background", "lesion"), settings, tmp_path / "fold0")
+        steps, probes = ([given for given in model.seen if given.trains == trains] for trains in (True, False))
+        return result, steps, probes
+
+    hed = PixelHED()
+    return run
+
+
+@pytest.mark.parametrize(
+    ("hint", "warp"),
+    [
+        ("hed", {"degrees": 40.0, "crop": (1.0, 1.0)}),
+        ("mask", {"degrees": 0.0, "crop": (0.75, 0.8)}),
+        ("hed+contour", {"degrees": 0.0, "crop": (1.0, 1.0)}),
+    ],
+)
+def test_stage_2_warps_image_edge_and_mask_together(model, fine_tune, hint, warp):
+    before = copy_of(model)
+    _, steps, _ = fine_tune(hint=hint, **warp)
+    frozen = check_trained(model, before, {"controlnet"})
+    assert not any(parameter.requires_grad for parameter in frozen)
+    check_inputs(steps)
+    pictures = Pictures(CASES, SIZE)
+    for step in steps:
+        numbers, shown = cases_of(step.z_0), step.z_0.mean(1, keepdim=True) / SCALE
+        image, mask = pictures.read(numbers)
+        moved = ((shown - image[:, :, ::4, ::4]).abs() > 0.1).flatten(1).any(1).float().mean()
+        given = step.hint[:, :1, ::4, ::4]
+        if hint == "hed":
+            assert moved > 0 and torch.allclose(given, (shown + 1) / 2, atol=0.02)  # eight deviations of the noise
+        elif hint == "mask":
+            middle = torch.tensor([(level_of(number) - 1) / 2 for number in numbers]).view(-1, 1, 1, 1)
+            assert moved > 0 and ((shown > middle).float() == given).float().mean() > 0.95  # linear against nearest
+        else:
+            expected = make_hint(hint, mask, (image + 1) / 2, 2)
+            assert moved == 0 and torch.allclose(step.hint, expected, atol=1e-5)  # float32 positions
+
+
+def test_stage_2_probes_fixed_cases_with_the_average_it_keeps(model, fine_tune, tmp_path):
+    (pictures, hints, losses), steps, probes = fine_tune(hint="hed", degrees=20.0, crop=(0.75, 1.05), probe_every=4)
+    check_average(tmp_path / "fold0", {"controlnet": model.controlnet})
+    names = ("hint_true", "hint_zero", "hint_other", "prompt_wrong", "prompt_empty")
+    assert len(steps) == 8 and len(probes) == 15  # after 4 steps, after 8, and at the end
+    for first, later in zip(probes[:5] * 2, probes[5:], strict=True):
+        assert first.prompts == later.prompts
+        assert all(torch.equal(getattr(first, name), getattr(later, name)) for name in ("z_0", "hint", "t", "eps"))
+    true, zero, other, wrong, empty = probes[10:]
+    numbers, different = choose_fixed([case.prompt for case in CASES], 3)
+    assert cases_of(true.z_0) == numbers and wrong.prompts == different and empty.prompts == [""] * COUNT
+    for probe in (true, zero, other):
+        assert probe.prompts == [f"prompt {number}" for number in numbers]
+    shown = true.z_0.mean(1, keepdim=True) / SCALE
+    assert torch.allclose(true.hint[:, :1, ::4, ::4], (shown + 1) / 2, atol=0.02)  # eight deviations of the noise
+    assert not zero.hint.any() and torch.equal(other.hint, true.hint.roll(1, 0))
+    assert losses == dict(zip(names, (probe.loss.mean().item() for probe in probes[10:]), strict=True))
+    assert {probe.weights for probe in probes[10:]} == {weigh(model)} != {probe.weights for probe in probes[5:10]}
+    logged = np.mean([probes[at].loss.mean().item() for at in (0, 5)])
+    assert read_log(tmp_path / "fold0")["hint_true"] == pytest.approx(logged, rel=1e-6)
+    batch = pictures.batch(numbers)
+    assert pictures.cases == CASES and torch.equal(hints(batch), make_hint("hed", None, (batch.image + 1) / 2, 2))
