@@ -45,15 +45,11 @@ class Settings(RunSettings):
     real_cases: int | None = setting(
         None, "[paper] all there are", help="training cases per fold, drawn by the seed; fewer are among more", low=1
     )
-    hint: Literal["hed+contour", "hed", "contour", "mask", "box"] = setting(
-        "hed+contour", "[paper]", help="edge condition"
-    )
+    hint: Literal["hed+contour", "hed", "contour", "mask", "box"] = setting("hed+contour", "[paper]", help="edge condition")
     steps: int = setting(
         200, "[choice] a minute; [paper]: 100 epochs; [authors' code]: 400-1600 epochs", paper=5000, help="steps", low=1
     )
-    batch: int = setting(
-        16, "[choice] CPU minutes; [authors' code]: 32; [paper]: 48", paper=32, help="images per step", low=1
-    )
+    batch: int = setting(16, "[choice] CPU minutes; [authors' code]: 32; [paper]: 48", paper=32, help="images per step", low=1)
     lr: float = setting(2e-3, "[choice] few steps; [paper]: 1e-6", paper=1e-6, help="learning rate of AdamW", above=0)
     caption_dropout: float = setting(
         0.1, "[choice] guidance needs an unconditional model", help="share of empty prompts", low=0, high=1
@@ -62,10 +58,7 @@ class Settings(RunSettings):
         20.0, "[authors' code]", help="rotation U(-degrees, degrees), image, edge and mask together", low=0, high=180
     )
     crop: tuple[float, ...] = setting(
-        (0.75, 1.05),
-        "[authors' code]",
-        help="smallest,largest centre crop as a share of the side, above 1 pads",
-        above=0,
+        (0.75, 1.05), "[authors' code]", help="smallest,largest centre crop as a share of the side, above 1 pads", above=0
     )
     ema: float = setting(
         0.98, "[choice] few steps; [authors' code]: none", paper=0.0, help="decay of the weight average, 0 for none",
@@ -75,9 +68,7 @@ class Settings(RunSettings):
     schedule: Literal["constant", "cosine"] = setting(
         "constant", "[choice] [paper] names none", help="learning rate after the warm-up"
     )
-    probe_every: int = setting(
-        0, "[choice] at the end alone", paper=500, help="steps between losses with wrong conditions", low=0
-    )
+    probe_every: int = setting(0, "[choice] at the end alone", paper=500, help="steps between losses with wrong conditions", low=0)
 
 
 def train_fold(model, hed, cases, classes, settings, folder):
@@ -124,9 +115,7 @@ def main():
     """Fine-tune one ControlNet per fold; under torchrun rank 0 alone writes and prints."""
     settings = parse(Settings)
     if len(settings.crop) != 2 or settings.crop[0] > settings.crop[1]:
-        raise errors.InputError(
-            f"--crop: is {','.join(map(str, settings.crop))}; give the smaller share, then the larger"
-        )
+        raise errors.InputError(f"--crop: is {','.join(map(str, settings.crop))}; give the smaller share, then the larger")
     device = distributed.start(settings.device)
     own = {name: getattr(settings, name) for name in TAKEN_OVER}
     labelled = replace(open_set(settings.data), **own)

@@ -38,9 +38,7 @@ class Settings(RunSettings):
     data: Path = setting(source="[choice] your folder", help="pre-training images, RadImageNet tree")
     out: Path = setting(source="[choice] your folder", help="the run folder, new or with --resume")
     boundaries: Path | None = setting(None, "[choice] HED is trained from these", help="same tree, boundary pictures")
-    weights: Path | None = setting(
-        None, "[choice] demo trains all", help="Stable Diffusion file or folder; skips VAE, UNet"
-    )
+    weights: Path | None = setting(None, "[choice] demo trains all", help="Stable Diffusion file or folder; skips VAE, UNet")
     vae: Path | None = setting(None, "[choice] demo trains it", help="model of the same --size; skips the VAE alone")
     prediction: Literal["eps", "v"] | None = setting(
         None, "[choice] as the file says", help="what the UNet predicts, where --weights cannot tell"
@@ -50,9 +48,7 @@ class Settings(RunSettings):
         64, "[choice] CPU minutes; [authors' code]: 256", paper=256, help="side of the square images in pixels", low=16
     )
 
-    vae_steps: int = setting(
-        900, "[choice] less than two minutes on two cores", paper=0, help="autoencoder steps", low=0
-    )
+    vae_steps: int = setting(900, "[choice] less than two minutes on two cores", paper=0, help="autoencoder steps", low=0)
     vae_batch: int = setting(4, "[choice] as above", help="autoencoder batch", low=1)
     vae_lr: float = setting(2e-3, "[choice] small network, few steps", help="autoencoder learning rate", above=0)
     kl_weight: float = setting(1e-5, "[choice] smoother latents; [SD 1.5]: 1e-6", help="weight of the KL term", low=0)
@@ -178,9 +174,7 @@ def train_diffusion(model, part, pictures, latents, hints, settings):
         run.update(loss.mean(), **loss_by_quartile(loss.detach(), t, model.schedule.T))
         if distributed.rank() == 0 and run.due(settings.sample_every):
             with run.ema_weights():
-                save_samples(
-                    model, pictures, hints, settings.out / "samples" / f"{part}_{run.done:06d}.png", settings.seed
-                )
+                save_samples(model, pictures, hints, settings.out / "samples" / f"{part}_{run.done:06d}.png", settings.seed)
     run.finish()
 
 
@@ -209,9 +203,7 @@ def main():
     files = {"weights": settings.weights, "vae": settings.vae, "hed": settings.hed}
     save_config(settings.out, settings, files, cases)
     if not settings.resume:
-        trained = [
-            {"hed": hed, "vae": model.vae, "unet": model.unet, "controlnet": model.controlnet}[part] for part in parts
-        ]
+        trained = [{"hed": hed, "vae": model.vae, "unet": model.unet, "controlnet": model.controlnet}[part] for part in parts]
         check_room(settings.out, room_needed(trained, [model, hed]) + 8 * len(cases) * (len(parts) + 2))  # hashes too
     if "hed" in parts:
         train_hed(hed, pictures, settings)

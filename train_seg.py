@@ -50,9 +50,7 @@ READING = ("layout", "window", "channel", "axis", "labels")  # what a segmenter'
 class Settings(RunSettings):
     """Stage 3 of EMIT-Diff: the comparison. A labelled set and generated images in; table, statistics, figures out."""
 
-    data: Path | None = setting(
-        None, "[choice] as --generated", help="labelled images, or a folder of python -m emit.dataset"
-    )
+    data: Path | None = setting(None, "[choice] as --generated", help="labelled images, or a folder of python -m emit.dataset")
     generated: Path | None = setting(None, "[choice] none: real arms only", help="output folder of emit.generate")
     out: Path = setting(source="[choice] your folder", help="the run folder, new or with --resume")
     size: int = setting(
@@ -64,43 +62,27 @@ class Settings(RunSettings):
     arms: tuple[str, ...] = setting(
         ("all",), "[choice] every arm; [paper]: --arms paper", help="all, paper, or names: " + ", ".join(ARMS)
     )
-    seeds: int = setting(
-        1, "[choice] the demo's minutes", paper=3, help="repetitions with other weights, order and draws", low=1
-    )
+    seeds: int = setting(1, "[choice] the demo's minutes", paper=3, help="repetitions with other weights, order and draws", low=1)
     variant: Literal["attention", "plain", "residual"] = setting("attention", "[paper]", help="kind of U-Net")
     channels: tuple[int, ...] = setting(
         (8, 16, 32, 64), "[choice] small images; [authors' code]: six stages", paper=(16, 32, 64, 128, 128, 256), help="widths",
         low=1,
     )  # fmt: skip
-    steps: int = setting(
-        150, "[choice] seconds; [paper]: 100 epochs", paper=2000, help="steps, the same in every arm", low=1
-    )
+    steps: int = setting(150, "[choice] seconds; [paper]: 100 epochs", paper=2000, help="steps, the same in every arm", low=1)
     batch: int = setting(8, "[authors' code]", help="images per step, the same in every arm", low=1)
-    lr: float = setting(
-        3e-3, "[choice] few steps; [authors' code]: 1e-3", paper=1e-3, help="learning rate of AdamW", above=0
-    )
+    lr: float = setting(3e-3, "[choice] few steps; [authors' code]: 1e-3", paper=1e-3, help="learning rate of AdamW", above=0)
     warmup: int = setting(10, "[choice] stable start", help="steps of linear warm-up", low=0)
     schedule: Literal["cosine", "constant"] = setting("cosine", "[choice] few steps", help="learning rate after it")
     ema: float = setting(0.0, "[authors' code]: none", help="decay of the weight average, 0 for none", low=0, below=1)
     accumulate: int = setting(1, "[choice] memory", help="forward passes per step", low=1)
-    alpha: float = setting(
-        0.6, "[paper]", help="share of real patches (patch merging) or images (mixing)", low=0, high=1
-    )
+    alpha: float = setting(0.6, "[paper]", help="share of real patches (patch merging) or images (mixing)", low=0, high=1)
     patches: int = setting(6, "[paper] 384 / 64", help="patches per side", low=1)
     n: int | None = setting(None, "[paper] all there are", help="generated images used per case", low=1)
     select_every: int = setting(
-        25,
-        "[choice] few steps; [authors' code]: every epoch",
-        paper=100,
-        help="steps between looks at validation",
-        low=1,
+        25, "[choice] few steps; [authors' code]: every epoch", paper=100, help="steps between looks at validation", low=1
     )
-    tolerance: float = setting(
-        2.0, "[choice] about a contour's width", help="of NSD, in mm, or pixels without spacing", low=0
-    )
-    compat: tuple[str, ...] = setting(
-        (), "[authors' code]", help="diffboost, or diffboost:" + ",".join(DEVIATIONS["train_seg.py"])
-    )
+    tolerance: float = setting(2.0, "[choice] about a contour's width", help="of NSD, in mm, or pixels without spacing", low=0)
+    compat: tuple[str, ...] = setting((), "[authors' code]", help="diffboost, or diffboost:" + ",".join(DEVIATIONS["train_seg.py"]))
     sweep: tuple[str, ...] = setting(
         (), "[choice] none", help="NAME=V,V,...: the comparison once for each value, and a figure; " + ", ".join(SWEEPS)
     )

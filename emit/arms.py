@@ -90,8 +90,6 @@ def choose_arms(names, generated):
         raise InputError(f"--arms: {unknown[0]} is unknown; choose from paper, all, {', '.join(ARMS)}")
     if generated is None and any(ARMS[name].needs_generated for name in wanted):
         if tuple(names) not in (("paper",), ("all",)):
-            raise InputError(
-                "--generated: is missing, and arms read generated images; give emit.generate's output folder"
-            )
+            raise InputError("--generated: is missing, and arms read generated images; give emit.generate's output folder")
         wanted = [name for name in wanted if not ARMS[name].needs_generated]
     return list(dict.fromkeys(("baseline", *wanted)))

@@ -37,22 +37,14 @@ class SetSettings(Limited):
     layout: str = setting("auto", "[choice] found from the names", help="busi, nnunet, folders, volume")
     prompt: str | None = setting(None, "[paper] from modality, organ, pathology", help="one text for all cases")
     modality: str | None = setting(None, "[choice] from the layout", help="CT or MR, of volumes")
-    window: tuple[float, ...] = setting(
-        (), "[choice] by modality", help="lower,upper HU of CT volumes, as --window=-160,240"
-    )
+    window: tuple[float, ...] = setting((), "[choice] by modality", help="lower,upper HU of CT volumes, as --window=-160,240")
     channel: int | None = setting(None, "[choice] the first", help="channel of a 4D volume", low=0)
     axis: int | None = setting(None, "[choice] axial", help="slicing axis of volumes, 0 to 2", low=0, high=2)
     labels: tuple[str, ...] = setting((), "[choice] from the files", help="value:class,... in the masks, as 1:spleen")
-    group: str | None = setting(
-        None, "[choice] by layout", help="regular expression: first group in the name = patient"
-    )
-    slabs: int = setting(
-        0, "[choice] 0: none", help="cut volumes into slabs that count as patients; for one volume", low=0
-    )
+    group: str | None = setting(None, "[choice] by layout", help="regular expression: first group in the name = patient")
+    slabs: int = setting(0, "[choice] 0: none", help="cut volumes into slabs that count as patients; for one volume", low=0)
     folds: int = setting(3, "[paper]", help="cross-validation folds", low=2)
-    splits: Path | None = setting(
-        None, "[choice] made from the seed", help="splits.json or nnU-Net's splits_final.json"
-    )
+    splits: Path | None = setting(None, "[choice] made from the seed", help="splits.json or nnU-Net's splits_final.json")
     validation: float = setting(
         0.2, "[choice] the test fold picks nothing", help="share of training cases for selection", low=0, below=1
     )
@@ -86,9 +78,7 @@ class LabelledSet:
         if self.real_cases is None:
             return chosen
         if self.real_cases > len(chosen):
-            raise InputError(
-                f"--real-cases: is {self.real_cases}, and fold {fold} has {len(chosen)}; give at most as many"
-            )
+            raise InputError(f"--real-cases: is {self.real_cases}, and fold {fold} has {len(chosen)}; give at most as many")
         order = torch.randperm(len(chosen), generator=generator(self.seed, "real cases", *ids)).tolist()
         return [chosen[i] for i in sorted(order[: self.real_cases])]
 
@@ -111,9 +101,7 @@ def read_set(about: SetSettings) -> LabelledSet:
     """Read and split a set. about: SetSettings."""
     window = about.window or None
     if window is not None and not (len(window) == 2 and window[0] < window[1]):
-        raise InputError(
-            f"--window: is {','.join(map(str, window))}; give the lower and the upper HU, as --window=-160,240"
-        )
+        raise InputError(f"--window: is {','.join(map(str, window))}; give the lower and the upper HU, as --window=-160,240")
     options = {name: getattr(about, name) for name in ("prompt", "modality", "channel", "axis", "group")}
     found = read_cases(about.data, about.layout, window=window, labels=read_labels(about.labels), **options)
     if not found.classes:
@@ -133,9 +121,7 @@ def write_set(folder: Path, labelled: LabelledSet):
     about = {f.name: to_plain(getattr(labelled.about, f.name)) for f in fields(SetSettings) if f.name != "splits"}
     about["data"] = str(labelled.about.data.absolute())
     write_splits(Path(folder) / SPLITS, labelled.splits)
-    write_json(
-        Path(folder) / DATASET, {"set": about, "run": {name: getattr(labelled, name) for name in TAKEN_OVER}}, indent=2
-    )
+    write_json(Path(folder) / DATASET, {"set": about, "run": {name: getattr(labelled, name) for name in TAKEN_OVER}}, indent=2)
 
 
 def read_description(path):
@@ -148,9 +134,7 @@ def read_description(path):
             raise ValueError(f"unknown hint {run['hint']}")
         return SetSettings(**{**about, "data": Path(about["data"])}), run
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); give a folder of stage 2 or of the generator"
-        ) from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a folder of stage 2 or of the generator") from error
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}: is damaged ({error!r}); write it anew") from error
 
@@ -203,9 +187,7 @@ def read_labels(pairs):
     """Turn ("1:spleen", "red:tumour") into {1: "spleen", "red": "tumour"}, None where there are none."""
     parts = [pair.partition(":") for pair in pairs]
     if any(not (value and name) for value, _, name in parts):
-        raise InputError(
-            f"--labels: {','.join(pairs)} is not value:class,value:class; write for instance 1:spleen,5:liver"
-        )
+        raise InputError(f"--labels: {','.join(pairs)} is not value:class,value:class; write for instance 1:spleen,5:liver")
     return {int(value) if value.isascii() and value.isdigit() else value: name for value, _, name in parts} or None
 
 

@@ -41,9 +41,7 @@ def write_whole(folder, write):
 
 def call(command):
     """Run one command and wait for its end; what stops the demo stops it too, after it has saved its state."""
-    child = subprocess.Popen(
-        command, cwd=Path(__file__).resolve().parents[1], start_new_session=True
-    )  # one signal alone
+    child = subprocess.Popen(command, cwd=Path(__file__).resolve().parents[1], start_new_session=True)  # one signal alone
     try:
         code = child.wait()
     except errors.Stopped as stopped:

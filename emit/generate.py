@@ -40,33 +40,22 @@ class Settings(Limited):
     """EMIT-Diff's generator: a fine-tuned ControlNet per fold in, labelled images per training case out."""
 
     model: Path = setting(source="[choice] stage 1's", help="model.safetensors of stage 1, or Stable Diffusion")
-    finetuned: Path = setting(
-        source="[choice] stage 2's", help="run folder of stage 2, with fold<k>/controlnet.safetensors"
-    )
+    finetuned: Path = setting(source="[choice] stage 2's", help="run folder of stage 2, with fold<k>/controlnet.safetensors")
     hed: Path = setting(source="[choice] stage 1's", help="HED weights")
     out: Path = setting(source="[choice] your folder", help="the output folder, new or with --resume", may_change=True)
     data: Path | None = setting(None, "[choice] where stage 2 read it", help="the labelled images, if they were moved")
     fold: str = setting("all", "[paper] one model per fold", help="all, or one fold number", may_change=True)
-    n: int = setting(
-        3, "[choice] seconds; [authors' code]: 50", paper=50, help="images per training case", may_change=True, low=1
-    )
+    n: int = setting(3, "[choice] seconds; [authors' code]: 50", paper=50, help="images per training case", may_change=True, low=1)
     method: Literal["ddim", "ddpm", "dpmpp_2m"] = setting("ddim", "[authors' code]", help="sampler")
     steps: int = setting(12, "[choice] seconds; [authors' code]: 20", paper=20, help="denoising steps", low=1)
     eta: float = setting(0.0, "[authors' code]", help="DDIM's noise, 0 to 1", low=0, high=1)
-    spacing: Literal["trailing", "leading"] = setting(
-        "trailing", "[choice] starts at the noisiest t", help="kept timesteps"
-    )
+    spacing: Literal["trailing", "leading"] = setting("trailing", "[choice] starts at the noisiest t", help="kept timesteps")
     guidance: float = setting(2.0, "[choice] see docs/paper.md; [authors' code]: 9", paper=9.0, help="guidance weight")
     guided: Literal["text", "text+hint"] = setting(
-        "text+hint",
-        "[choice] lesions follow their mask; [authors' code]: text",
-        paper="text",
-        help="what guidance drives",
+        "text+hint", "[choice] lesions follow their mask; [authors' code]: text", paper="text", help="what guidance drives"
     )
     strength: float = setting(1.0, "[authors' code]", help="control strength")
-    guess_mode: Literal["original", "diffusers"] | None = setting(
-        None, "[authors' code]", help="falling control scales"
-    )
+    guess_mode: Literal["original", "diffusers"] | None = setting(None, "[authors' code]", help="falling control scales")
     phrases: str = setting(
         "none", "[choice] only models that know words", paper="words",
         help="appearance phrases: none, words (Fig. 1), or w: the text states (1 - w) prompt + w phrase",
@@ -79,13 +68,9 @@ class Settings(Limited):
         (), "[choice] none", help="guidance=V,V,... or strength=V,V,...: one set of images in --out for each value"
     )
     seed: int = setting(0, "[choice] stage 2's", help="seed of the draws")
-    batch: int = setting(
-        32, "[choice] memory", paper=8, help="images at a time; changes nothing but speed", may_change=True, low=1
-    )
+    batch: int = setting(32, "[choice] memory", paper=8, help="images at a time; changes nothing but speed", may_change=True, low=1)
     precision: Literal["float32", "bf16"] = setting("float32", "[authors' code]", help="of the forward passes")
-    device: str = setting(
-        "auto", "[choice] a GPU if there is one", help="auto, cpu, cuda, cuda:1 or mps", may_change=True
-    )
+    device: str = setting("auto", "[choice] a GPU if there is one", help="auto, cpu, cuda, cuda:1 or mps", may_change=True)
     resume: bool = setting(False, "[choice] explicit", help="go on with the images in --out", may_change=True)
 
     @property
@@ -108,9 +93,7 @@ def plan(pictures, settings, deviations):
     for number, case in enumerate(pictures.cases):
         for index in range(settings.n):
             phrase = draw_phrase(generator(settings.seed, case.id, index, "phrase"))
-            prompt = (
-                case.prompt if settings.phrases == "none" else add_phrase(case.prompt, phrase, settings.phrase_weight)
-            )
+            prompt = case.prompt if settings.phrases == "none" else add_phrase(case.prompt, phrase, settings.phrase_weight)
             if "gray_sketch" in deviations:
                 prompt = gray_sketch(case.prompt, phrase)
             source = () if "one_seed" in deviations else (case.id,)
@@ -123,9 +106,7 @@ def generate_fold(model, hed, cases, labelled, settings, deviations, folder, wei
     manifest, pictures = folder / "manifest.jsonl", Pictures(cases, labelled.size)
     lines = {(line["case"], line["index"]): line for line in read_manifest(folder) if is_whole(folder, line)}
     write_lines(manifest, lines.values())
-    sampling = Sampling(
-        **{name: getattr(settings, name) for name in Sampling.__dataclass_fields__ if hasattr(settings, name)}
-    )
+    sampling = Sampling(**{name: getattr(settings, name) for name in Sampling.__dataclass_fields__ if hasattr(settings, name)})
     reading = {name: getattr(labelled.about, name) for name in ("layout", "window", "channel", "axis", "labels")}
     shared = {"hint": labelled.hint, "size": labelled.size, "negative": settings.negative, "sampling": asdict(sampling)}
     shared |= {"precision": settings.precision, "weights": weights, "classes": labelled.classes, "synthetic": True}
@@ -170,11 +151,7 @@ def generate_fold(model, hed, cases, labelled, settings, deviations, folder, wei
 def tell_fold(folder, lines):
     """Print how many images there are and how well they follow their edges."""
     agreements = [line["edge_agreement"] for line in lines if "edge_agreement" in line]
-    words = (
-        f", edge agreement (F1 within 1 pixel) {np.mean(agreements):.3f} +- {np.std(agreements):.3f}"
-        if agreements
-        else ""
-    )
+    words = f", edge agreement (F1 within 1 pixel) {np.mean(agreements):.3f} +- {np.std(agreements):.3f}" if agreements else ""
     print(f"{folder}: {len(lines)} images{words}")
 
 

@@ -80,9 +80,7 @@ def demo_sizes(size: int) -> Sizes:
     """
     extra = max(0, math.ceil(math.log2(size / 64)))
     channels = DEMO.vae.z_channels * 2**extra
-    vae = replace(
-        DEMO.vae, z_channels=channels, channel_mult=DEMO.vae.channel_mult + DEMO.vae.channel_mult[-1:] * extra
-    )
+    vae = replace(DEMO.vae, z_channels=channels, channel_mult=DEMO.vae.channel_mult + DEMO.vae.channel_mult[-1:] * extra)
     hint_channels = DEMO.unet.hint_channels + DEMO.unet.hint_channels[-1:] * extra
     unet = replace(DEMO.unet, in_channels=channels, out_channels=channels, hint_channels=hint_channels)
     return replace(DEMO, vae=vae, unet=unet)
@@ -251,9 +249,7 @@ class EmitDiff(nn.Module):
 
     def save(self, path: str | Path, header: dict | None = None, parts: Iterable[str] = PARTS) -> None:
         """Write the named parts that exist to one safetensors file in the original layout, with sizes and header in it."""
-        sizes = asdict(
-            replace(self.sizes, vae=replace(self.sizes.vae, scale=self.vae.scale)) if self.vae else self.sizes
-        )
+        sizes = asdict(replace(self.sizes, vae=replace(self.sizes.vae, scale=self.vae.scale)) if self.vae else self.sizes)
         tensors = {name: getattr(self, name).state_dict() for name in parts if getattr(self, name) is not None}
         checkpoints.write_single(path, tensors, {**(header or {}), "config": sizes})
 
@@ -275,14 +271,10 @@ class EmitDiff(nn.Module):
             found["controlnet"], header = read_controlnet(controlnet, sizes)
             headers, paths = [*headers, header], {"controlnet": controlnet}
         for name in set(parts) - {"controlnet"} - set(found):
-            raise InputError(
-                f"{path}: holds no {name}, only {', '.join(found)}; give a file with all of {', '.join(parts)}"
-            )
+            raise InputError(f"{path}: holds no {name}, only {', '.join(found)}; give a file with all of {', '.join(parts)}")
         if file.ema is False and "unet" in parts:
             average = f"python -m emit.checkpoints export {path} --ema --to single FILE2"
-            print(
-                f"{path}: the trained weights were taken, not their moving average; {average} gives it", file=sys.stderr
-            )
+            print(f"{path}: the trained weights were taken, not their moving average; {average} gives it", file=sys.stderr)
         with torch.device("meta"):  # no memory, no random start: fill() puts the file's tensors in
             model = cls(sizes, [name for name in parts if name in found])
         for name in [name for name in parts if name in found]:

@@ -51,11 +51,7 @@ def save_samples(model, pictures, hints, path, seed, count=9, text_alone=2, samp
     device = next(model.unet.parameters()).device
     with torch.no_grad():
         z_0 = model.vae.encode(image.expand(-1, 3, -1, -1).to(device)).mode()
-        rows = {
-            "original": image,
-            "decoded": model.vae.decode(z_0).mean(1, keepdim=True).clamp(-1, 1).cpu(),
-            "hint": hint[:, :1],
-        }
+        rows = {"original": image, "decoded": model.vae.decode(z_0).mean(1, keepdim=True).clamp(-1, 1).cpu(), "hint": hint[:, :1]}
     for sample in range(2 + text_alone):
         seeds = [seed_from(seed, "samples", i, sample) for i in order]
         given = hint if sample < 2 else None

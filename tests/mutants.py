@@ -7,7 +7,7 @@ CONTROLNET, TEXT, MODEL = "emit/networks/controlnet.py", "emit/networks/text.py"
 SCHEDULE, SAMPLERS, GUIDANCE = (f"emit/diffusion/{name}.py" for name in ("schedule", "samplers", "guidance"))
 OBJECTIVE, HED = "emit/diffusion/objective.py", "emit/networks/hed.py"
 GOLDEN, WHOLE = "tests/networks/test_golden.py", "tests/test_model.py"
-DATASET, REPORT = "emit/training/dataset.py", "emit/evaluation/report.py"
+REPORT = "emit/evaluation/report.py"
 METRICS, SCORED = "emit/evaluation/metrics.py", "tests/evaluation/test_metrics.py"
 STATISTICS, TESTED = "emit/evaluation/statistics.py", "tests/evaluation/test_statistics.py"
 REPORTED, SEGMENTER = "tests/evaluation/test_report.py", "emit/networks/segmenter.py"
@@ -16,9 +16,7 @@ FORWARD, BOUND = "tests/diffusion/test_schedule.py", "tests/diffusion/test_objec
 NAMES, RECOGNISE, READER, WRITER, CONFIGS, COMMAND = (
     f"emit/checkpoints/{name}.py" for name in ("names", "recognise", "reader", "writer", "configs", "__main__")
 )
-BAD, TRIPS, DESCENT, PUBLIC = (
-    f"tests/checkpoints/test_{name}.py" for name in ("bad_files", "roundtrips", "descent", "manifests")
-)
+BAD, TRIPS, DESCENT, PUBLIC = (f"tests/checkpoints/test_{name}.py" for name in ("bad_files", "roundtrips", "descent", "manifests"))
 
 ROUND = "        return [round(T * (steps - i) / steps) - 1 for i in range(steps)]"
 NOISE_1 = "fresh = noise() if stochastic and t_prev >= 0 else torch.zeros_like(z_t)"
@@ -121,9 +119,6 @@ MUTANTS = [
     ("emit/data/prompts.py", '(0.95, "gray, sketch")', '(0.9, "gray, sketch")', "tests/test_compat.py"),
     ("emit/data/prompts.py", "((1 - weight, prompt), (weight, phrase))", "((1, prompt), (weight, phrase))", "tests/test_compat.py"),
     ("emit/compat.py", 'own if "diffboost" in named else named', "named", "tests/test_compat.py"),
-    (DATASET, "sorted(order[: settings.real_cases])", "range(settings.real_cases)", "tests/training/test_dataset.py"),
-    ("emit.training.settings.py", "if value in runs:", "if text in runs:", "tests/training/test_config.py"),
-    ("emit.training.settings.py", "sweep=(), out=settings.out", "out=settings.out", "tests/training/test_config.py"),
     ("emit/arms.py", 'by_image: ("alpha",)', 'by_image: ("alpha", "patches")', "tests/test_arms.py"),
     ("emit/arms.py", '"generated only": Arm(real=none_real)', '"generated only": Arm(real=generated_first)', "tests/test_arms.py"),
     ("emit/arms.py", "settings.patches, rng)", "size // settings.patches, rng)", "tests/test_arms.py"),
@@ -263,5 +258,48 @@ MUTANTS = [
             ("finetune", "    run.finish()\n", ""),
         )
     ),
+    # runs, ledger, folders, settings
+    ("emit/data/cache.py", "self.compute(inputs[place : place + 1])[0]", "self.compute(inputs)[place]", "tests/data/test_cache.py"),
+    ("emit/data/cache.py", "hashed - 2**64 if hashed >= 2**63 else hashed", "hashed % 2**63", "tests/data/test_cache.py"),
+    ("emit/data/cache.py", "if key not in rows:", "if True:", "tests/data/test_cache.py"),
+    ("emit/training/loop.py", 'if stop or self.done % self.save_every',
+     'if self.done % self.save_every', "tests/training/test_resume.py"),
+    ("emit/training/loop.py", 'line.get("step", -1) < before_step',
+     'line.get("step", -1) <= before_step', "tests/training/test_resume.py"),
+    ("emit/training/loop.py", "torch.where(counted == 0, before, counted)", "counted", "tests/training/test_resume.py"),
+    ("emit/training/loop.py", "(loss / self.accumulate).backward()", "loss.backward()", "tests/training/test_loop.py"),
+    ("emit/training/loop.py", "1 - ema_decay(self.done, self.decay)", "1 - self.decay", "tests/training/test_loop.py"),
+    ("emit/training/loop.py", 'self.step, self.rng = step, generator(self.seed, distributed.rank(), step)',
+     'self.step, self.rng = step, generator(self.seed, distributed.rank())', "tests/training/test_loop.py"),
+    ("emit/training/loop.py", "for group in self.optimizer.param_groups:", "for group in ():", "tests/training/test_loop.py"),
+    ("emit/ledger.py", "found = found[found != 0]", "pass", "tests/test_ledger.py"),
+    ("emit/ledger.py", "hashes[places] == wanted", "hashes[places] >= wanted", "tests/test_ledger.py"),
+    ("emit/ledger.py", 'for entry in ledger.entries if entry not in joined.entries]',
+     'for entry in ledger.entries]', "tests/test_ledger.py"),
+    ("emit/ledger.py", "if hashlib.sha256(lists[digest]).hexdigest() != digest:", "if False:", "tests/test_ledger.py"),
+    ("emit/generated.py", "np.ptp(levels) <= 2", "np.ptp(levels) == 0", "tests/test_generated.py"),
+    ("emit/generated.py", "if clipped >= CLIPPED", "if clipped >= 1", "tests/test_generated.py"),
+    ("emit/generated.py", 'for kind, file in files.items())',
+     'for kind, file in list(files.items())[:1])', "tests/test_generated.py"),
+    ("emit/probes.py", 'prompt for prompt in different if prompt != prompts[number]',
+     'prompt for prompt in different', "tests/test_probes.py"),
+    ("emit/probes.py", '"hint_other": (prompts, hint.roll(1, 0))', '"hint_other": (prompts, hint)', "tests/test_probes.py"),
+    ("emit/probes.py", 'torch.randperm(len(prompts), generator=rng)[:count]',
+     'torch.arange(len(prompts))[:count]', "tests/test_probes.py"),
+    ("emit/dataset.py", "sorted(order[: self.real_cases])", "range(self.real_cases)", "tests/test_dataset.py"),
+    ("emit/dataset.py", "replace(about, splits=Path(path) / SPLITS)", "replace(about, splits=None)", "tests/test_dataset.py"),
+    ("emit/diffusion/schedule.py", 'tensor.to(torch.promote_types(tensor.dtype, torch.float32))',
+     'tensor', "tests/diffusion/test_samplers.py"),
+    ("emit/model.py", "return raise_precision(out)", "return out", "tests/test_model.py"),
+    ("emit/model.py", ".masked_fill(~decoded.isfinite(), math.nan)", "", "tests/test_model.py"),
+    ("emit/errors.py", "_Deferred.depth and _Deferred.signal is None", "False", "tests/test_ground.py"),
+    ("emit/errors.py", "sys.exit(128 + number)", "sys.exit(number)", "tests/test_ground.py"),
+    ("emit/training/settings.py", "if given[name] != known[name]:", "if False:", "tests/training/test_settings.py"),
+    ("emit/training/settings.py", 'isinstance(getattr(settings, f.name), Path) and old is not None',
+     'False', "tests/training/test_settings.py"),
+    ("emit/training/settings.py", "if value in runs:", "if text in runs:", "tests/training/test_settings.py"),
+    ("emit/training/settings.py", "sweep=(), out=settings.out", "out=settings.out", "tests/training/test_settings.py"),
+    ("emit/training/settings.py", 'if first["sha256"] != file["sha256"]:', 'if False:', "tests/training/test_settings.py"),
+    ("emit/demo.py", 'command += ["--resume"] if again else []', 'pass', "tests/test_demo.py"),
 ]
 # fmt: on

@@ -11,17 +11,7 @@ from emit import dataset
 from emit.data.cases import Case
 from emit.data.phantom import write_phantoms
 from emit.data.splits import Split
-from emit.dataset import (
-    LabelledSet,
-    SetSettings,
-    check_size,
-    choose_folds,
-    cut_slabs,
-    inherit_set,
-    open_set,
-    read_set,
-    write_set,
-)
+from emit.dataset import LabelledSet, SetSettings, check_size, choose_folds, cut_slabs, inherit_set, open_set, read_set, write_set
 from emit.errors import InputError
 from emit.model import SD15, demo_sizes
 from emit.training.settings import parse
@@ -29,10 +19,7 @@ from emit.training.settings import parse
 
 def make_slices(volume, count, start=0):
     read = lambda path: (np.zeros((8, 8), np.float32), np.zeros((8, 8), np.uint8))  # noqa: E731
-    return [
-        Case(f"{volume}/{i}", volume, "", "", "x", read, (1.0, 1.0), 1.0, volume, i)
-        for i in range(start, start + count)
-    ]
+    return [Case(f"{volume}/{i}", volume, "", "", "x", read, (1.0, 1.0), 1.0, volume, i) for i in range(start, start + count)]
 
 
 def test_slabs_are_runs_of_neighbouring_slices():

@@ -110,9 +110,7 @@ def check_inputs(steps):
 
 def check_trained(module, before, trained):
     """The parts named changed, everything else is bit-equal and has no gradient; return what is frozen."""
-    changed = {
-        name.split(".")[0] for name, value in module.state_dict().items() if not torch.equal(value, before[name])
-    }
+    changed = {name.split(".")[0] for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == trained
     frozen = [p for name, p in module.named_parameters() if name.split(".")[0] not in trained]
     assert all(p.grad is None for p in frozen)
@@ -143,9 +141,7 @@ def copy_of(module):
 @pytest.fixture
 def settings(tmp_path):
     own = {f"{part}_{name}": RUN[name] for part in ("vae", "hed", "unet") for name in ("batch", "steps", "lr")}
-    return train_pretrain.Settings(
-        **RUN | own | {"out": tmp_path, "data": Path("pictures"), "kl_weight": 0.5, "sample_every": 4}
-    )
+    return train_pretrain.Settings(**RUN | own | {"out": tmp_path, "data": Path("pictures"), "kl_weight": 0.5, "sample_every": 4})
 
 
 @pytest.mark.parametrize("part", ["unet", "controlnet"])
@@ -166,9 +162,7 @@ def test_stage_1_trains_its_part_on_the_right_conditions(model, part, settings, 
     else:
         assert not any(parameter.requires_grad for parameter in frozen)
         for step in model.seen:  # 0.02: eight deviations of the latents' noise
-            assert torch.allclose(
-                step.hint[:, :1, ::4, ::4], (step.z_0.mean(1, keepdim=True) / SCALE + 1) / 2, atol=0.02
-            )
+            assert torch.allclose(step.hint[:, :1, ::4, ::4], (step.z_0.mean(1, keepdim=True) / SCALE + 1) / 2, atol=0.02)
     check_average(settings.out / part, {name: getattr(model, name) for name in trained})
     line = read_log(settings.out / part)
     assert line["loss"] == pytest.approx(np.mean([step.loss.mean().item() for step in model.seen]), rel=1e-5)

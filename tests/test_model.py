@@ -65,9 +65,7 @@ def test_an_image_does_not_depend_on_its_batch(model, hints, sampling):
     prompts, seeds = ["CT", "MRI of the knee", "ultrasound"], [3, 2**62 + 1, 5]
     together = model.generate(prompts, hints, seeds, 32, sampling)
     turned = model.generate(prompts[::-1], hints.flip(0), seeds[::-1], 32, sampling).flip(0)
-    alone = torch.cat(
-        [model.generate([prompts[i]], hints[i : i + 1], [seeds[i]], 32, sampling) for i in range(len(seeds))]
-    )
+    alone = torch.cat([model.generate([prompts[i]], hints[i : i + 1], [seeds[i]], 32, sampling) for i in range(len(seeds))])
     assert (together - turned).abs().max() < 1e-4 and (together - alone).abs().max() < 1e-4
     other = model.generate(prompts, hints, [3, 4, 5], 32, sampling)
     assert (together - other)[1].abs().max() > 0.05 and (together - other)[[0, 2]].abs().max() < 1e-4
@@ -221,9 +219,7 @@ def test_a_missing_part_is_an_input_error(model, saved, tmp_path):
 def test_a_missing_controlnet_starts_without_effect_and_one_of_its_own_file_counts(model, saved, tmp_path, hints):
     model.save(tmp_path / "rest.safetensors", parts=("vae", "text", "unet"))
     new, _ = EmitDiff.load(tmp_path / "rest.safetensors")
-    assert torch.equal(
-        new.controlnet.middle_block[0].in_layers[2].weight, model.unet.middle_block[0].in_layers[2].weight
-    )
+    assert torch.equal(new.controlnet.middle_block[0].in_layers[2].weight, model.unet.middle_block[0].in_layers[2].weight)
     with torch.no_grad():
         images = [new.generate(["CT"], hint, [1], 32, PLAIN) for hint in (hints[:1], None)]
     assert torch.equal(*images)
@@ -268,9 +264,7 @@ def test_what_the_unet_predicts_is_known_or_refused(saved, tmp_path):
     assert EmitDiff.load(saved, prediction="eps")[0].sizes.prediction == "eps"
     (tmp_path / "public").mkdir()
     path = write_original(tmp_path / "public", "sd2")[0]
-    with pytest.raises(
-        InputError, match=r"model\.safetensors: does not say what its UNet predicts; .*--prediction eps or v"
-    ):
+    with pytest.raises(InputError, match=r"model\.safetensors: does not say what its UNet predicts; .*--prediction eps or v"):
         EmitDiff.load(path)
     for prediction in ("eps", "v"):
         assert sizes_of(path, checkpoints.read(path, prediction=prediction)).prediction == prediction

@@ -31,9 +31,7 @@ def test_the_numbers_of_lines_are_true():
     stated = {name: int(lines) for name, lines in re.findall(r"^\| `([\w/]+\.py)` \| (\d+) \|", README, re.M)}
     assert len(stated) > 20 and stated == {name: count(ROOT / name) for name in stated}
     program = sum(count(path) for path in (*ROOT.glob("*.py"), *(ROOT / "emit").rglob("*.py")))
-    read, whole = (
-        int(number.replace(",", "")) for number in re.search(r"These are ([\d,]+) of ([\d,]+) lines", README).groups()
-    )
+    read, whole = (int(number.replace(",", "")) for number in re.search(r"These are ([\d,]+) of ([\d,]+) lines", README).groups())
     assert (read, whole) == (sum(stated.values()), program)
 
 

@@ -95,9 +95,7 @@ def test_a_flag_that_contradicts_an_earlier_program_is_refused_by_name(folder, m
     seg = ["--generated", folder / "made", "--out", folder / "contradicts"]
     for module, words in ((generate, made), (train_seg, seg)):
         for flag, value in (("--size", 64), ("--real-cases", 3), ("--hint", "mask")):
-            with pytest.raises(
-                InputError, match=rf"{flag}: is .*, and .*set.json says |unrecognized arguments: {flag}"
-            ):
+            with pytest.raises(InputError, match=rf"{flag}: is .*, and .*set.json says |unrecognized arguments: {flag}"):
                 call(monkeypatch, module, *words, flag, value)
     assert not (folder / "contradicts").exists()
 
@@ -134,18 +132,7 @@ def test_a_test_case_that_the_generator_saw_stops_the_comparison(folder, monkeyp
     path.write_text(json.dumps(planted.header))
     labelled = ["--data", folder / "set", "--size", 32]
     with pytest.raises(InputError, match=re.escape(case.id)):
-        call(
-            monkeypatch,
-            train_seg,
-            *labelled,
-            "--generated",
-            leaky,
-            "--out",
-            folder / "leaked",
-            "--arms",
-            "ours",
-            *SHORT,
-        )
+        call(monkeypatch, train_seg, *labelled, "--generated", leaky, "--out", folder / "leaked", "--arms", "ours", *SHORT)
     assert not (folder / "leaked").exists()
 
 
@@ -182,9 +169,7 @@ def test_fewer_real_cases_than_the_generator_saw_are_refused(folder, monkeypatch
 
 
 def test_arms_share_every_setting_of_the_run(folder):
-    states = [
-        torch.load(folder / "seg" / arm / "fold0_seed0" / "state.pt", weights_only=True) for arm in ("baseline", "ours")
-    ]
+    states = [torch.load(folder / "seg" / arm / "fold0_seed0" / "state.pt", weights_only=True) for arm in ("baseline", "ours")]
     assert states[0]["settings"] == states[1]["settings"]
 
 
@@ -210,11 +195,7 @@ def test_validation_is_logged_for_the_learning_curves(folder):
         assert all(0 <= json.loads(line)["dice"] <= 1 for line in lines)
     assert (folder / "seg" / "figures" / "curves.png").exists()
     summary = json.loads((folder / "seg" / "summary.json").read_text())
-    assert (
-        summary["fidelity"]["scores"]["lesion"]["cases"]
-        == sum(f["images"] for f in summary["beside_real"]["folds"])
-        > 0
-    )
+    assert summary["fidelity"]["scores"]["lesion"]["cases"] == sum(f["images"] for f in summary["beside_real"]["folds"]) > 0
 
 
 def test_a_sweep_over_the_generators_settings_reaches_the_segmenter(folder, monkeypatch):
@@ -252,9 +233,7 @@ def test_a_sweep_over_real_cases_trains_every_arm_anew(folder, monkeypatch):
     labelled = ["--data", folder / "set", "--size", 32]
     out = folder / "fewer"
     call(monkeypatch, train_seg, *labelled, "--out", out, "--arms", "mirror", *SHORT, "--sweep", "real_cases=2,5")
-    assert all(
-        (out / f"real_cases_{n}" / "baseline" / "fold0_seed0" / "segmenter.safetensors").exists() for n in (2, 5)
-    )
+    assert all((out / f"real_cases_{n}" / "baseline" / "fold0_seed0" / "segmenter.safetensors").exists() for n in (2, 5))
 
 
 @pytest.mark.parametrize(

@@ -129,9 +129,7 @@ def test_mix_logits_takes_each_pixels_finding_from_the_image_it_belongs_to(train
 @pytest.mark.parametrize(("compat", "selects"), [((), "validation"), (("select_on_test",), "test")])
 def test_weights_are_selected_on_validation_unless_asked(tmp_path, compat, selects):
     parts = {name: (f"{name} 1", f"{name} 2") for name in ("train", "validation", "test")}
-    labelled = replace(
-        LABELLED, cases=[make_case(name) for ids in parts.values() for name in ids], splits=[Split(**parts)]
-    )
+    labelled = replace(LABELLED, cases=[make_case(name) for ids in parts.values() for name in ids], splits=[Split(**parts)])
     (fold,) = train_seg.open_folds(make_settings(tmp_path, compat=compat), labelled)
     found = [tuple(case.id for case in part) for part in (fold.training, fold.validation, fold.test)]
     assert found == [parts["train"], parts[selects], parts["test"]]
@@ -140,9 +138,7 @@ def test_weights_are_selected_on_validation_unless_asked(tmp_path, compat, selec
 def test_the_test_part_is_scored_and_the_baseline_judges_the_generated_images(tmp_path):
     for arm, judged in (("baseline", 1), ("ours", 0)):
         found = train_seg.run_arm(arm, make_fold(), 0, make_settings(tmp_path))
-        assert [row["case"] for row in found["rows"]] == ["test0", "test1", "test2"] and len(
-            found["fidelity"]
-        ) == judged
+        assert [row["case"] for row in found["rows"]] == ["test0", "test1", "test2"] and len(found["fidelity"]) == judged
         assert all((row["arm"], row["fold"], row["seed"]) == (arm, 0, 0) for row in found["rows"])
 
 
@@ -155,8 +151,7 @@ def test_empty_masks_are_scored_as_they_are_unless_asked(tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize(
-    ("parts", "dice", "chosen"),
-    [({}, [0.2, 0.6, 0.6, 0.1], 2), ({}, [0.9, 0.6, 0.6, 0.1], 0), ({"validation": []}, [], 3)],
+    ("parts", "dice", "chosen"), [({}, [0.2, 0.6, 0.6, 0.1], 2), ({}, [0.9, 0.6, 0.6, 0.1], 0), ({"validation": []}, [], 3)]
 )
 def test_the_best_weights_are_taken_the_latest_of_equals_and_the_last_without_validation(
     tmp_path, monkeypatch, parts, dice, chosen

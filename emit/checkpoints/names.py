@@ -61,13 +61,7 @@ def vae(sizes):
     for half in ("encoder", "decoder"):
         names |= {f"{half}.mid.block_{n + 1}": f"{half}.mid_block.resnets.{n}" for n in (0, 1)}
         names |= {f"{half}.norm_out": f"{half}.conv_norm_out"}
-        for ours, theirs in {
-            "norm": "group_norm",
-            "q": "to_q",
-            "k": "to_k",
-            "v": "to_v",
-            "proj_out": "to_out.0",
-        }.items():
+        for ours, theirs in {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}.items():
             names[f"{half}.mid.attn_1.{ours}"] = f"{half}.mid_block.attentions.0.{theirs}"
     for level in range(last + 1):
         names[f"encoder.down.{level}.block"] = f"encoder.down_blocks.{level}.resnets"

@@ -67,9 +67,7 @@ def write_diffusers(folder, parts, config, header=None):
         write_json(folder / "scheduler" / "scheduler_config.json", configs.scheduler(config["prediction"]), indent=2)
         for name, content in configs.tokenizer_files(config["text"]["pad"]).items():
             write_text(folder / "tokenizer" / name, content)
-        write_json(
-            folder / "model_index.json", INDEX | {name: kind for name, _, kind in FOLDERS.values() if kind}, indent=2
-        )
+        write_json(folder / "model_index.json", INDEX | {name: kind for name, _, kind in FOLDERS.values() if kind}, indent=2)
     return [part for part in parts if part not in places]
 
 
@@ -101,9 +99,7 @@ def save(path, tensors, header, **metadata):
         except SafetensorError as error:  # it wraps the system's errors
             if "header too large" in str(error):
                 size = f"{len(metadata['emit']) / 1e6:.0f} MB"
-                raise InputError(
-                    f"{path}: a safetensors header holds at most 100 MB, not {size}; shorten it"
-                ) from error
+                raise InputError(f"{path}: a safetensors header holds at most 100 MB, not {size}; shorten it") from error
             raise OSError(str(error)) from error
 
     write_atomic(path, write)

@@ -22,9 +22,7 @@ class Memo:
         inputs, rows = keys if inputs is None else inputs, {}
         for place, key in enumerate(keys):
             if key not in rows:
-                rows[key] = (
-                    self.kept[key] if key in self.kept else self._keep(key, self.compute(inputs[place : place + 1])[0])
-                )
+                rows[key] = self.kept[key] if key in self.kept else self._keep(key, self.compute(inputs[place : place + 1])[0])
         return torch.stack([rows[key] for key in keys])
 
     def _keep(self, key, row):

@@ -138,9 +138,7 @@ def write_phantoms(root, size=64, seed=0, pretrain=900, busi=60, patients=8):
 
 def main():
     """Read the command line and write the phantoms."""
-    parser = argparse.ArgumentParser(
-        "python -m emit.data.phantom", description=__doc__.split("\n")[0], allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser("python -m emit.data.phantom", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("root", metavar="DIR", help="a new or empty folder")
     parser.add_argument("--size", type=int, default=64, help="width and height of the pictures in pixels (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="other seeds, other patients (default 0)")

@@ -107,12 +107,7 @@ class Run:
         self.settings |= dict(clip=clip, weight_decay=weight_decay, shuffle=shuffle, ranks=distributed.ranks())
         if settings.schedule == "cosine":  # only then does their number change the earlier steps
             self.settings |= dict(steps=settings.steps)
-        self.lr, self.batch, self.seed, self.accumulate = (
-            settings.lr,
-            settings.batch,
-            settings.seed,
-            settings.accumulate,
-        )
+        self.lr, self.batch, self.seed, self.accumulate = (settings.lr, settings.batch, settings.seed, settings.accumulate)
         self.total, self.warmup, self.schedule = settings.steps, settings.warmup, settings.schedule
         self.clip, self.log_every, self.save_every, self.workers = clip, log_every, settings.save_every, workers
         self.named = self._name_parameters(parameters)
@@ -244,9 +239,7 @@ class Run:
 
     def _buffers(self):
         return {
-            f"{module_name}.{key}": buffer
-            for module_name, module in self.modules.items()
-            for key, buffer in module.named_buffers()
+            f"{module_name}.{key}": buffer for module_name, module in self.modules.items() for key, buffer in module.named_buffers()
         }
 
     def _swap(self):

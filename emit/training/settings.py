@@ -69,18 +69,11 @@ class RunSettings(Limited):
         "cosine", "[choice] few steps; [paper] names none", paper="constant", help="learning rate after the warm-up"
     )
     ema: float = setting(
-        0.99,
-        "[choice] few steps; [authors' code]: none",
-        paper=0.0,
-        help="decay of the weight average, 0 for none",
-        low=0,
-        below=1,
+        0.99, "[choice] few steps; [authors' code]: none", paper=0.0, help="decay of the weight average, 0 for none", low=0, below=1
     )
     accumulate: int = setting(1, "[choice] memory", paper=4, help="forward passes per step", low=1)
     precision: Literal["float32", "bf16"] = setting("float32", "[authors' code]", help="of the forward passes")
-    device: str = setting(
-        "auto", "[choice] a GPU if there is one", help="auto, cpu, cuda, cuda:1 or mps", may_change=True
-    )
+    device: str = setting("auto", "[choice] a GPU if there is one", help="auto, cpu, cuda, cuda:1 or mps", may_change=True)
     save_every: int = setting(
         500, "[choice] minutes lost at most", paper=1000, help="steps between saved states", may_change=True, low=1
     )
@@ -143,10 +136,7 @@ def add_flag(group, f, kind):
     """Add one field's flag: what it does, its values, and at the end where they come from."""
     demo, paper = (show(preset_value(f, preset)) for preset in ("demo", "paper"))
     values = demo if demo == paper else f"{demo}, paper {paper}"
-    words = {
-        "help": f"{f.metadata['help']} ({values}) {f.metadata['source']}".replace("%", "%%"),
-        "default": argparse.SUPPRESS,
-    }
+    words = {"help": f"{f.metadata['help']} ({values}) {f.metadata['source']}".replace("%", "%%"), "default": argparse.SUPPRESS}
     if kind is bool:
         group.add_argument(flag_of(f.name), action=argparse.BooleanOptionalAction, **words)
     else:
@@ -211,9 +201,7 @@ def vary(settings, names):
         try:
             value = to_value(text, kind)
         except ValueError as error:
-            raise InputError(
-                f"--sweep {name}: {text!r} is not {type_name(kind)}; write numbers between commas"
-            ) from error
+            raise InputError(f"--sweep {name}: {text!r} is not {type_name(kind)}; write numbers between commas") from error
         if value in runs:
             raise InputError(f"--sweep {name}: {text} is given twice; give it once")
         change = {name: value} if name in known else {}

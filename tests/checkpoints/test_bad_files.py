@@ -42,10 +42,7 @@ def changed(tensors, name, value=None, new_name=None):
 WEIGHT = "control_model.input_blocks.0.0.weight"
 BAD_TENSORS = {  # one fault each, and words of the message
     "missing": (lambda t: changed(t, WEIGHT), r"input_blocks\.0\.0\.weight is missing"),
-    "bias missing": (
-        lambda t: changed(t, "control_model.zero_convs.2.0.bias"),
-        r"1 missing \(zero_convs\.2\.0\.bias\)",
-    ),
+    "bias missing": (lambda t: changed(t, "control_model.zero_convs.2.0.bias"), r"1 missing \(zero_convs\.2\.0\.bias\)"),
     "renamed": (
         lambda t: changed(t, "control_model.zero_convs.2.0.bias", new_name="control_model.zero_convs.2.1.bias"),
         r"1 missing \(zero_convs\.2\.0\.bias\), 1 unknown \(zero_convs\.2\.1\.bias\); expected \d+ known tensors",
@@ -76,33 +73,20 @@ BAD_TENSORS = {  # one fault each, and words of the message
         r"zero_convs\.1\.0\.bias is of torch\.int64",
     ),
     "two text encoders": (
-        lambda t: {
-            **t,
-            "cond_stage_model.transformer.text_model.x": t[WEIGHT] + 2,
-            "cond_stage_model.model.y": t[WEIGHT] + 1,
-        },
+        lambda t: {**t, "cond_stage_model.transformer.text_model.x": t[WEIGHT] + 2, "cond_stage_model.model.y": t[WEIGHT] + 1},
         r"1 unknown names beside text, controlnet \(cond_stage_model\.model\.y, \.\.\.\)",
     ),
-    "another model": (
-        lambda t: {"features.0.weight": torch.zeros(2)},
-        r"1 unknown names \(features\.0\.weight, \.\.\.\)",
-    ),
+    "another model": (lambda t: {"features.0.weight": torch.zeros(2)}, r"1 unknown names \(features\.0\.weight, \.\.\.\)"),
     "a buffer of no schedule": (lambda t: {**t, "betas_prev": torch.zeros(2)}, "1 unknown names beside controlnet"),
     "nothing": (lambda t: {"betas": torch.zeros(2)}, "none of the names of a known part"),
     "SD-XL": (
-        lambda t: {
-            "model.diffusion_model.label_emb.0.0.weight": torch.zeros(2),
-            "conditioner.embedders.0.x": torch.zeros(2),
-        },
+        lambda t: {"model.diffusion_model.label_emb.0.0.weight": torch.zeros(2), "conditioner.embedders.0.x": torch.zeros(2)},
         "an SD-XL",
     ),
     "SD-XL ControlNet": (lambda t: {**t, "control_model.label_emb.0.0.weight": torch.zeros(2)}, "an SD-XL"),
     "SD-XL diffusers": (lambda t: {"add_embedding.linear_1.weight": torch.zeros(2)}, "an SD-XL"),
     "SD 3": (lambda t: {"model.diffusion_model.joint_blocks.0.x": torch.zeros(2)}, "a Stable Diffusion 3 model"),
-    "SD 3 diffusers": (
-        lambda t: {"transformer_blocks.0.attn.add_k_proj.weight": torch.zeros(2)},
-        "a Stable Diffusion 3",
-    ),
+    "SD 3 diffusers": (lambda t: {"transformer_blocks.0.attn.add_k_proj.weight": torch.zeros(2)}, "a Stable Diffusion 3"),
     "Flux": (lambda t: {"model.diffusion_model.double_blocks.0.x": torch.zeros(2)}, "a Flux model"),
     "LoRA": (lambda t: {"lora_unet_down_blocks_0_attentions_0.lora_up.weight": torch.zeros(2)}, "a LoRA"),
     "LoRA peft": (lambda t: {"unet.down_blocks.0.attn1.to_q.lora_A.weight": torch.zeros(2)}, "a LoRA"),
@@ -304,10 +288,7 @@ BAD_CONFIGS += [({"scaling_factor": scale}, f"no valid sizes: vae scale {scale};
 @pytest.mark.parametrize(("content", "words"), BAD_CONFIGS)
 def test_bad_json_in_a_folder(tmp_path, small, header, content, words):
     checkpoints.write_diffusers(tmp_path, {"vae": small["vae"]}, header["config"])
-    save_file(
-        {name: tensor.clone() for name, tensor in small["vae"].items()},
-        tmp_path / "vae/diffusion_pytorch_model.safetensors",
-    )
+    save_file({name: tensor.clone() for name, tensor in small["vae"].items()}, tmp_path / "vae/diffusion_pytorch_model.safetensors")
     (tmp_path / "vae/config.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=rf"config\.json: {words}"):
         checkpoints.read(tmp_path)

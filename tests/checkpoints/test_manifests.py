@@ -50,10 +50,7 @@ PARAMETERS = {  # as published, except SD 2's ControlNet: computed from its mani
 
 
 def meta(manifest):
-    return {
-        name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
-        for name, (shape, dtype) in manifest.items()
-    }
+    return {name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta") for name, (shape, dtype) in manifest.items()}
 
 
 def test_every_manifest_has_a_case(manifests):
@@ -164,9 +161,7 @@ def test_original_and_diffusers_names_correspond_as_documented(manifests, origin
 def test_text_goes_back_to_hugging_face_names(manifests, kind):
     parts, sizes, _, _ = sort(kind, meta(manifests[kind]))
     written = to_diffusers("text", sizes["text"], parts["text"])
-    assert {f"text_model.{n}": tuple(t.shape) for n, t in written.items()} == {
-        n: s for n, (s, _) in manifests[kind].items()
-    }
+    assert {f"text_model.{n}": tuple(t.shape) for n, t in written.items()} == {n: s for n, (s, _) in manifests[kind].items()}
 
 
 def test_bare_parts_and_both_prefixes_of_hed(manifests):

@@ -74,9 +74,7 @@ def test_folder(tmp_path, small, header, same):
     assert (found.layout, found.version, found.prediction, found.header) == ("diffusers", "emit", "eps", header)
     attention = load_file(tmp_path / "vae/diffusion_pytorch_model.safetensors")
     assert attention["decoder.mid_block.attentions.0.to_q.weight"].shape == (16, 16)
-    level_2 = attention[
-        "decoder.up_blocks.0.resnets.0.conv1.weight"
-    ]  # three levels: up_blocks.0 runs first, at level 2
+    level_2 = attention["decoder.up_blocks.0.resnets.0.conv1.weight"]  # three levels: up_blocks.0 runs first, at level 2
     assert torch.equal(level_2, small["vae"]["decoder.up.2.block.0.conv1.weight"])
     same(checkpoints.read(tmp_path / "unet").parts, {"unet": small["unet"]})
     same(checkpoints.read(tmp_path / "vae/diffusion_pytorch_model.safetensors").parts, {"vae": small["vae"]})
@@ -118,9 +116,7 @@ def test_old_attention_names_and_fp16_variant(tmp_path, small, header, same):
             name = name.replace(f"attentions.0.{new_name}.", f"attentions.0.{old_name}.")
         tensors[name] = tensor.half()
     assert "encoder.mid_block.attentions.0.proj_attn.bias" in tensors
-    tensors["encoder.mid_block.attentions.0.key.weight"] = tensors["encoder.mid_block.attentions.0.key.weight"][
-        ..., None, None
-    ]
+    tensors["encoder.mid_block.attentions.0.key.weight"] = tensors["encoder.mid_block.attentions.0.key.weight"][..., None, None]
     file.unlink()
     save_file(tensors, tmp_path / "vae/diffusion_pytorch_model.fp16.safetensors")
     found = checkpoints.read(tmp_path)
@@ -148,9 +144,7 @@ def test_shards_and_a_missing_one(tmp_path, small, header, same):
     same(found.parts, {"unet": small["unet"]})
     assert found.files == files
     files[1].unlink()
-    with pytest.raises(
-        InputError, match=r"unet/.*index\.json: 1 of 2 shards missing \(a-00002-of-00002\.safetensors\)"
-    ):
+    with pytest.raises(InputError, match=r"unet/.*index\.json: 1 of 2 shards missing \(a-00002-of-00002\.safetensors\)"):
         checkpoints.read(tmp_path)
     save_file({"conv_in.bias": tensors["conv_in.bias"]}, files[1])
     with pytest.raises(InputError, match="tensors not as listed"):
@@ -337,9 +331,7 @@ def test_nothing_is_written_without_a_prediction(tmp_path, small, header, predic
 
 def test_a_header_above_the_formats_limit_is_named(tmp_path, small):
     path, header = tmp_path / "vae.safetensors", {"ancestry": ["x" * 101_000_000]}
-    with pytest.raises(
-        InputError, match=r"vae\.safetensors: a safetensors header holds at most 100 MB, not 101 MB; shorten"
-    ):
+    with pytest.raises(InputError, match=r"vae\.safetensors: a safetensors header holds at most 100 MB, not 101 MB; shorten"):
         checkpoints.write_single(path, {"vae": small["vae"]}, header)
     assert not list(tmp_path.iterdir())
 

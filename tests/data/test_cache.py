@@ -42,13 +42,8 @@ def test_a_batch_beyond_the_limit_is_decoded_once(monkeypatch):
     pictures.pairs.room = 0
     batch = pictures.batch([2, 1])
     assert asked == [2, 1]
-    assert (
-        batch.image.shape == (2, 1, 8, 8)
-        and batch.mask.tolist() == torch.tensor([0, 1]).view(2, 1, 1).expand(2, 8, 8).tolist()
-    )
-    assert batch.prompts == ["prompt 2", "prompt 1"] and torch.allclose(
-        batch.image[:, 0, 0, 0], torch.tensor([0.2, 0.1])
-    )
+    assert batch.image.shape == (2, 1, 8, 8) and batch.mask.tolist() == torch.tensor([0, 1]).view(2, 1, 1).expand(2, 8, 8).tolist()
+    assert batch.prompts == ["prompt 2", "prompt 1"] and torch.allclose(batch.image[:, 0, 0, 0], torch.tensor([0.2, 0.1]))
 
 
 def test_what_was_read_is_counted_by_content():

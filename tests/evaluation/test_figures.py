@@ -200,9 +200,7 @@ def test_sweep_shows_means_and_bars(drawn, tmp_path):
 def test_stamp_is_red_and_absent_without_a_reason(tmp_path):
     curves(tmp_path / "plain.png")
     curves(tmp_path / "stamped.png", STAMP)
-    assert (
-        count_pixels(tmp_path / "plain.png", "#B00000") == 0 < 100 < count_pixels(tmp_path / "stamped.png", "#B00000")
-    )
+    assert count_pixels(tmp_path / "plain.png", "#B00000") == 0 < 100 < count_pixels(tmp_path / "stamped.png", "#B00000")
 
 
 def test_quantised_colours_stay_apart(tmp_path):

@@ -36,10 +36,7 @@ def slices_of(volume):
     bright, none = np.ones((8, 8)), np.zeros((8, 8))
     half = np.concatenate([bright[:4], -bright[4:]])
     more = {"volume": volume, "spacing": (2.0, 3.0), "thickness": 5.0}
-    return [
-        make_case(f"{volume}/1", half, none, index=1, **more),
-        make_case(f"{volume}/0", bright, bright, index=0, **more),
-    ]
+    return [make_case(f"{volume}/1", half, none, index=1, **more), make_case(f"{volume}/0", bright, bright, index=0, **more)]
 
 
 def test_volumes_are_scored_whole_in_selection_and_in_the_test():

@@ -153,9 +153,7 @@ def test_numbers_equal_hand_computation(full):
 
 
 def test_conclusion_is_about_ours_and_says_both_references(full):
-    for sentence, reference, number in zip(
-        full[2]["conclusion"], ("baseline", "mirror"), ("+0.1035", "+0.0500"), strict=True
-    ):
+    for sentence, reference, number in zip(full[2]["conclusion"], ("baseline", "mirror"), ("+0.1035", "+0.0500"), strict=True):
         assert sentence.startswith(f"ours against {reference}: detectable gain (")
         assert number in sentence and "2 seeds" in sentence
 

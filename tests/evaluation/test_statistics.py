@@ -93,10 +93,7 @@ def test_arms_are_described():
 
 
 def test_table_pairs_by_name_not_by_order():
-    scores = {
-        "a": {1: {"x": 0.1, "y": 0.2}, 2: {"y": 0.4, "x": 0.3}},
-        "b": {2: {"x": 0.7, "y": 0.8}, 1: {"y": 0.6, "x": 0.5}},
-    }
+    scores = {"a": {1: {"x": 0.1, "y": 0.2}, 2: {"y": 0.4, "x": 0.3}}, "b": {2: {"x": 0.7, "y": 0.8}, 1: {"y": 0.6, "x": 0.5}}}
     cases, seeds, table = tabulate(scores)
     assert (cases, seeds) == (("x", "y"), (1, 2))
     assert table["a"].tolist() == [[0.1, 0.2], [0.3, 0.4]]

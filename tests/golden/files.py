@@ -26,14 +26,7 @@ SD1 = Sizes(
 )
 SD2 = Sizes(
     unet=UNetConfig(
-        **UNET,
-        channel_mult=(1, 2, 3),
-        num_res_blocks=1,
-        heads=None,
-        head_size=8,
-        context_dim=40,
-        linear_projections=True,
-        groups=4,
+        **UNET, channel_mult=(1, 2, 3), num_res_blocks=1, heads=None, head_size=8, context_dim=40, linear_projections=True, groups=4
     ),
     vae=VAE,
     text=TextConfig(width=40, layers=23, heads=4, quick_gelu=False, pad=0),

@@ -167,12 +167,7 @@ def build(kind):
     unet = UNet2DConditionModel(**sizes, up_block_types=up)
     controlnet = ControlNetModel(**sizes, conditioning_embedding_out_channels=HINT_CHANNELS)
     names = {
-        part: fill(
-            module,
-            part,
-            lambda name: original_unet(name, sizes["layers_per_block"], attended[::-1]),
-            kind == "quiet",
-        )
+        part: fill(module, part, lambda name: original_unet(name, sizes["layers_per_block"], attended[::-1]), kind == "quiet")
         for part, module in (("unet", unet), ("controlnet", controlnet))
     }
     return unet, controlnet, names
@@ -187,9 +182,7 @@ def predict(unet, controlnet, z_t, t, context, hint, scales):
     """Return the UNet's output under the scaled residuals, and the residuals."""
     down, middle = controlnet(z_t, t, context, hint, return_dict=False)
     down, middle = [s * r for s, r in zip(scales[:-1], down, strict=True)], scales[-1] * middle
-    out = unet(
-        z_t, t, context, down_block_additional_residuals=down, mid_block_additional_residual=middle, return_dict=False
-    )
+    out = unet(z_t, t, context, down_block_additional_residuals=down, mid_block_additional_residual=middle, return_dict=False)
     return out[0], [*down, middle]
 
 
@@ -221,17 +214,13 @@ def make_unet(kind):
     tensors["scales"] = torch.linspace(0.4, 1.6, count)  # all different, so that their order shows
     scales = tensors["scales"].tolist()
     tensors["eps_controlled"], residuals = predict(unet, controlnet, *args, tensors["hint"], scales)
-    tensors |= {
-        f"residual_{i}": residual[:1] / scale for i, (residual, scale) in enumerate(zip(residuals, scales, strict=True))
-    }
+    tensors |= {f"residual_{i}": residual[:1] / scale for i, (residual, scale) in enumerate(zip(residuals, scales, strict=True))}
     if kind != "quiet":
         tensors["z_T"] = random(f"{kind} z_T", 1, 4, 8, 12)
         prediction = {"sd1": "epsilon", "sd2": "v_prediction"}[kind]
         ddim = DDIMScheduler(**SCHEDULE, set_alpha_to_one=False, prediction_type=prediction)
         tensors["ddim"] = walk(ddim, (unet, controlnet), tensors, 2.0)
-        trailing = DDIMScheduler(
-            **{**SCHEDULE, "timestep_spacing": "trailing"}, set_alpha_to_one=True, prediction_type=prediction
-        )
+        trailing = DDIMScheduler(**{**SCHEDULE, "timestep_spacing": "trailing"}, set_alpha_to_one=True, prediction_type=prediction)
         tensors["ddim_trailing"] = walk(trailing, (unet, controlnet), tensors, 2.0)
         tensors["noise"] = random(f"{kind} noise", 20, 1, 4, 8, 12)
         stream = iter(tensors["noise"])
@@ -249,9 +238,7 @@ def make_vae(kind):
     posterior = vae.encode(image).latent_dist
     decoded = vae.decode(z).sample
     write(
-        f"vae_{kind}",
-        {"image": image, "mean": posterior.mean, "log_variance": posterior.logvar, "z": z, "decoded": decoded},
-        names,
+        f"vae_{kind}", {"image": image, "mean": posterior.mean, "log_variance": posterior.logvar, "z": z, "decoded": decoded}, names
     )
 
 
@@ -285,8 +272,7 @@ def hed_parts(kind):
     for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
         place = ["One", "Two", "Thr", "Fou", "Fiv"][stage]
         convs = [
-            f"moduleVgg{place}.{2 * i + (stage > 0)}" if kind == "hed" else f"block{stage + 1}.convs.{i}"
-            for i in range(depth)
+            f"moduleVgg{place}.{2 * i + (stage > 0)}" if kind == "hed" else f"block{stage + 1}.convs.{i}" for i in range(depth)
         ]
         for conv in convs:
             names |= {f"{conv}.weight": [width, before, 3, 3], f"{conv}.bias": [width]}

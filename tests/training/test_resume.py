@@ -46,11 +46,7 @@ def make_network():
 def train(folder, stop=None, data=None, **changes):
     """Learn to remove noise; raise Stop in the body of step `stop`. Return the run and the steps it made."""
     network = make_network()
-    own = {
-        name: changes.pop(name)
-        for name in ("log_every", "workers", "clip", "weight_decay", "shuffle")
-        if name in changes
-    }
+    own = {name: changes.pop(name) for name in ("log_every", "workers", "clip", "weight_decay", "shuffle") if name in changes}
     run = Run(folder, {"network": network}, RunSettings(**{**SETTINGS, **changes}), **{"log_every": 2, **own})
     made = []
     for step, points in run.steps(data or Points()):

@@ -88,9 +88,7 @@ def test_help_says_first_what_a_flag_does_and_last_where_its_value_comes_from(ca
         parse(Settings, ["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert stopped.value.code == 0 and "Learn something small." in text
-    assert "--lr FLOAT learning rate (0.001, paper 1e-05) [choice] short run; [paper]: 1e-5" in text.replace(
-        "float", "FLOAT"
-    )
+    assert "--lr FLOAT learning rate (0.001, paper 1e-05) [choice] short run; [paper]: 1e-5" in text.replace("float", "FLOAT")
     assert "weights, 100 % of them (none) [choice] trained here" in text and "--ema, --no-ema" in text
     assert all(f"--{f.name.replace('_', '-')}" in text for f in fields(Settings))
 
@@ -138,9 +136,7 @@ def test_config_json_holds_settings_versions_and_fingerprints(tmp_path):
     assert config["inputs"] == {"vae": vae, "data": data} and config["torch"] == torch.__version__
     assert config["code"] == code_version() and config["code"]["version"] == emit.__version__
     plain = {"data": "x", "vae": None, "lr": 1e-5, "widths": [8, 16], "arms": ["b", "a"], "ema": False, "out": "runs"}
-    assert (
-        config["settings"].keys() == {f.name for f in fields(Settings)} and plain.items() <= config["settings"].items()
-    )
+    assert config["settings"].keys() == {f.name for f in fields(Settings)} and plain.items() <= config["settings"].items()
 
 
 def start(folder, settings, inputs):

@@ -142,6 +142,4 @@ def test_two_processes_train_one_model(phantoms, tmp_path):
     assert state["settings"]["schedule"] == "cosine"
     assert printed[0].startswith(f"{fine / 'fold1'}: hint_true ") and printed[1] == ""
     assert (pre / "samples" / "final.png").exists() and (pre / "samples" / "unet_000002.png").exists()
-    assert (fine / "fold1" / "controlnet.safetensors").exists() and len(
-        json.loads((fine / "splits.json").read_text())
-    ) == 3
+    assert (fine / "fold1" / "controlnet.safetensors").exists() and len(json.loads((fine / "splits.json").read_text())) == 3

@@ -1,0 +1,58 @@
+"""A program that is killed at any moment and resumed gives the uninterrupted run's result, bit for bit."""
+
+import os
+import random
+import signal
+
+import pytest
+from harness import SCRIPTS, Points
+
+EVERY = int(os.environ.get("EMIT_EVERY", 3))  # 1: a kill at every write; 3: at every third, and at the last
+MOMENTS = int(os.environ.get("EMIT_MOMENTS", 3))  # random ones, in each program
+
+
+def resume(programs, name):
+    """Go on with a broken run; return what differs from the whole run, and what the program says where it fails."""
+    code = programs.run(name, "--resume")
+    return programs.differences(name) if code == 0 else f"exit code {code}: {programs.said()[-500:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_kill_at_any_write_changes_nothing(programs, name):
+    writes = programs.writes[name]
+    print(f"{name}: {len(writes)} writes")
+    wrong = {}
+    for at, write in list(enumerate(writes))[::-EVERY]:
+        programs.begin(name)
+        assert programs.run(name, points=Points(programs.root / name, at)) == -signal.SIGKILL
+        wrong[at, write] = resume(programs, name)
+    programs.restore(name)
+    assert {point: found for point, found in wrong.items() if found} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_kill_at_a_random_moment_changes_nothing(programs, name):
+    rng, wrong = random.Random(name), {}
+    for _ in range(MOMENTS):
+        seconds = rng.uniform(0, programs.seconds[name])
+        programs.begin(name)
+        code = programs.run(name, after=seconds)
+        assert code in (0, -signal.SIGKILL)  # 0: it was done before
+        wrong[seconds] = resume(programs, name)
+    programs.restore(name)
+    assert {moment: found for moment, found in wrong.items() if found} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_two_kills_in_one_run_change_nothing(programs, name):
+    """The second meets a folder that a resumed run is working in; at its last write."""
+    middle = len(programs.writes[name]) // 2
+    programs.begin(name)
+    assert programs.run(name, points=Points(programs.root / name, middle)) == -signal.SIGKILL
+    assert programs.run(name, "--resume", points=Points(programs.root / name, 3)) == -signal.SIGKILL
+    wrong = resume(programs, name)
+    programs.restore(name)
+    assert not wrong
