@@ -26,7 +26,7 @@ from emit.dataset import check_size, choose_folds, open_set, write_set
 from emit.files import sha256, write_json
 from emit.generated import find_fault, is_whole, read_manifest, save_pictures, to_bytes
 from emit.ledger import join, open_ledger
-from emit.model import EmitDiff, Sampling, find_edges, load_hed
+from emit.model import EmitDiff, Sampling, find_edges, load_hed, to_grey
 from emit.seeds import generator, seed_from
 from emit.training import distributed
 from emit.training.loop import write_lines
@@ -106,7 +106,7 @@ def generate_fold(model, hed, cases, labelled, settings, deviations, folder, wei
     manifest, pictures = folder / "manifest.jsonl", Pictures(cases, labelled.size)
     lines = {(line["case"], line["index"]): line for line in read_manifest(folder) if is_whole(folder, line)}
     write_lines(manifest, lines.values())
-    sampling = Sampling(**{name: getattr(settings, name) for name in Sampling.__dataclass_fields__ if hasattr(settings, name)})
+    sampling = Sampling(**{name: getattr(settings, name) for name in Sampling.__dataclass_fields__})
     reading = {name: getattr(labelled.about, name) for name in ("layout", "window", "channel", "axis", "labels")}
     shared = {"hint": labelled.hint, "size": labelled.size, "negative": settings.negative, "sampling": asdict(sampling)}
     shared |= {"precision": settings.precision, "weights": weights, "classes": labelled.classes, "synthetic": True}
@@ -123,18 +123,18 @@ def generate_fold(model, hed, cases, labelled, settings, deviations, folder, wei
             real, masks = pictures.read(numbers)
             hint = make_hint(labelled.hint, masks, find_edges(hed, real), len(labelled.classes))
             images = model.generate(list(prompts), hint, seeds, labelled.size, sampling, settings.negative)
-            agreement = edge_agreement(find_edges(hed, images.mean(1, keepdim=True).cpu()), hint[:, :1])
+            grey = to_grey(images)  # (n, 3, S, S) -> (n, 1, S, S)
+            agreement = edge_agreement(find_edges(hed, grey.cpu()), hint[:, :1])
             for row, (number, index) in enumerate(zip(numbers, indices, strict=True)):
                 case = cases[number]
                 if (case.id, index) in lines:
                     continue
-                image = images[row].mean(0)  # three equal channels
-                fault = find_fault(image)
+                fault = find_fault(images[row])  # of all three channels: a mean of clipped ones is not clipped
                 if fault:
                     words = "look at --guidance, --strength, --precision and the weights"
                     raise errors.InputError(f"{folder}: image {index} of case {case.id} {fault}; {words}")
                 name = f"{case.id.replace('/', '_')}_{index:03d}.png"
-                files = to_bytes(image), masks[row].to(torch.uint8).numpy(), to_bytes(2 * hint[row, 0] - 1)
+                files = to_bytes(grey[row, 0]), masks[row].to(torch.uint8).numpy(), to_bytes(2 * hint[row, 0] - 1)
                 line = {"file": name, "case": case.id, "index": index, "prompt": prompts[row], "seed": seeds[row]}
                 line |= {"sha256": save_pictures(folder, name, *files), "source": sources[case.path], **shared}
                 if labelled.hint in OF_EDGES:

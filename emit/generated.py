@@ -30,7 +30,7 @@ def to_bytes(image):
 
 
 def find_fault(image: torch.Tensor) -> str | None:
-    """Say why an image (H, W) or (H, W, 3) in [-1, 1] is no picture, None where it is one."""
+    """Say why an image of any shape in [-1, 1] is no picture, None where it is one."""
     if not image.isfinite().all():
         return "holds NaN or infinity"
     levels = to_bytes(image)
@@ -129,5 +129,5 @@ class Generated:
 
     def _read(self, numbers):
         (number,) = numbers
-        pixels = torch.as_tensor(decode(self.folder / "images" / self.lines[number]["file"]) / 127.5 - 1).float()
-        return (pixels.mean(-1) if pixels.ndim == 3 else pixels)[None, None]  # colour: made with --no-grey
+        pixels = decode(self.folder / "images" / self.lines[number]["file"])
+        return torch.as_tensor(pixels / 127.5 - 1).float()[None, None]  # (1, 1, S, S)

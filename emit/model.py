@@ -111,8 +111,8 @@ def find_edges(hed: nn.Module, image: Tensor) -> Tensor:
 
 
 def to_grey(image: Tensor) -> Tensor:
-    """Average the channels and repeat (B, 3, H, W): the authors' grey output, as a step after a public decoder."""
-    return image.mean(dim=1, keepdim=True).expand_as(image)  # (B, 3, H, W) -> (B, 1, H, W) -> (B, 3, H, W)
+    """Average the channels, (B, 3, H, W) -> (B, 1, H, W): the authors' grey output, as a step after a public decoder."""
+    return image.mean(dim=1, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,6 @@ class Sampling:
     strength: float = 1.0
     guess_mode: str | None = None
     spacing: str = "trailing"
-    grey: bool = True
 
 
 class EmitDiff(nn.Module):
@@ -244,8 +243,7 @@ class EmitDiff(nn.Module):
             t_end=0 if sampling.spacing == "leading" else -1,  # the public convention ends at alpha_bar[0]
         )
         decoded = self.vae.decode(z_0).float()  # (B, z_channels, h, w) -> (B, 3, size, size)
-        image = decoded.clamp(-1, 1).masked_fill(~decoded.isfinite(), math.nan)  # an overflow must not look like white
-        return to_grey(image) if sampling.grey else image
+        return decoded.clamp(-1, 1).masked_fill(~decoded.isfinite(), math.nan)  # an overflow must not look like white
 
     def save(self, path: str | Path, header: dict | None = None, parts: Iterable[str] = PARTS) -> None:
         """Write the named parts that exist to one safetensors file in the original layout, with sizes and header in it."""

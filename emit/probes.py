@@ -3,7 +3,7 @@
 import torch
 
 from emit.evaluation.figures import save_rows
-from emit.model import Sampling
+from emit.model import Sampling, to_grey
 from emit.seeds import generator, seed_from
 
 
@@ -56,5 +56,5 @@ def save_samples(model, pictures, hints, path, seed, count=9, text_alone=2, samp
         seeds = [seed_from(seed, "samples", i, sample) for i in order]
         given = hint if sample < 2 else None
         drawn = model.generate(prompts, given, seeds, pictures.size, sampling)
-        rows[f"{'generated' if sample < 2 else 'text alone'} {sample % 2 + 1}"] = drawn[:, :1].cpu()
+        rows[f"{'generated' if sample < 2 else 'text alone'} {sample % 2 + 1}"] = to_grey(drawn).cpu()
     save_rows(path, rows, [prompt.replace(", ", "\n", 1) for prompt in prompts])

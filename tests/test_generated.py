@@ -26,7 +26,8 @@ PICTURE = torch.linspace(-1, 1, 64 * 64).view(64, 64)
         (PICTURE.masked_fill(PICTURE == 1, math.nan), "holds NaN"),
         (PICTURE.masked_fill(PICTURE == 1, math.inf), "infinity"),
         (torch.sign(PICTURE), "black or white on 100%"),
-        (PICTURE[..., None].expand(-1, -1, 3), None),
+        (torch.stack([PICTURE, PICTURE, -PICTURE]), None),
+        (torch.stack([PICTURE.sign(), -PICTURE.sign(), PICTURE.sign()]), "black or white on 100%"),  # its mean is grey
     ],
 )
 def test_what_is_no_picture_is_named(image, fault):
