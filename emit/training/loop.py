@@ -288,8 +288,6 @@ class Run:
         distributed.barrier()  # nobody looks any more: now rank 0 may change the folder
         if distributed.rank() > 0:
             return
-        for leftover in self.folder.glob(".*.tmp"):  # of a process killed while saving
-            leftover.unlink()
         write_lines(log, read_lines(log, self.done))
 
     def _share_hashes(self, data):

@@ -224,6 +224,8 @@ def save_config(run_folder, settings, inputs, cases):
     if path.exists() and any(file for name in STARTED for file in path.parent.rglob(name)):
         check_unchanged(path, settings, values, files)
     if distributed.rank() == 0:
+        for leftover in path.parent.rglob(".*.tmp"):  # of a process that was killed while it wrote
+            leftover.unlink()
         config = {"settings": values, "code": code_version(), "torch": torch.__version__, "inputs": files}
         write_json(path, config, indent=2)
 

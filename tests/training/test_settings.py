@@ -150,7 +150,9 @@ def test_a_run_that_has_begun_keeps_its_settings(tmp_path):
     first = read()
     save_config(tmp_path, first, {}, CASES)
     start(tmp_path, replace(first, lr=2.0), {})  # nothing was trained before: a corrected setting is fine
+    (tmp_path / "unet" / ".state.pt.0000.tmp").touch()  # as if killed while saving
     save_config(tmp_path, replace(first, lr=2.0, resume=True), {}, CASES)
+    assert [path.name for path in (tmp_path / "unet").iterdir()] == ["state.pt"]
     before = (tmp_path / "config.json").read_bytes()
     with pytest.raises(InputError, match=r"config.json: --lr was 2.0 and is now 0.001; resume with"):
         save_config(tmp_path, replace(first, resume=True), {}, CASES)
