@@ -143,7 +143,8 @@ def generate_fold(model, hed, cases, labelled, settings, deviations, folder, wei
                 log.write(json.dumps(line) + "\n")
                 log.flush()
             bar.update(len(numbers))
-    ordered = [lines[cases[number].id, index] for number, index, *_ in jobs]
+    place = {case.id: number for number, case in enumerate(cases)}
+    ordered = sorted(lines.values(), key=lambda line: (place[line["case"]], line["index"]))
     write_lines(manifest, ordered)
     tell_fold(folder, ordered)
 
