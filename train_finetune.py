@@ -128,7 +128,7 @@ def main():
     model.to(device), hed.to(device)
     start = {name: value.clone() for name, value in model.controlnet.state_dict().items()}
     files = {"model": settings.model, "controlnet": settings.controlnet, "hed": settings.hed}
-    save_config(settings.out, settings, files, labelled.cases)
+    save_config(settings.out, settings, files, labelled.about.data, labelled.names)
     if distributed.rank() == 0:
         write_set(settings.out, labelled)
         if not settings.resume:

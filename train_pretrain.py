@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 from emit import checkpoints, errors
 from emit.data.cache import Memo, Pictures
@@ -201,9 +202,11 @@ def main():
         ancestry = open_ledger(settings.vae, fill_vae(model.vae, settings.vae))
     model.to(device), hed.to(device)
     files = {"weights": settings.weights, "vae": settings.vae, "hed": settings.hed}
-    save_config(settings.out, settings, files, cases)
+    save_config(settings.out, settings, files, settings.data, [case.id for case in cases])
     if not settings.resume:
-        trained = [{"hed": hed, "vae": model.vae, "unet": model.unet, "controlnet": model.controlnet}[part] for part in parts]
+        networks = {"hed": hed, "vae": model.vae, "controlnet": model.controlnet}
+        networks["unet"] = nn.ModuleList([model.unet, model.text])  # trained together
+        trained = [networks[part] for part in parts]
         check_room(settings.out, room_needed(trained, [model, hed]) + 8 * len(cases) * (len(parts) + 2))  # hashes too
     if "hed" in parts:
         train_hed(hed, pictures, settings)

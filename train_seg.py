@@ -50,7 +50,9 @@ READING = ("layout", "window", "channel", "axis", "labels")  # what a segmenter'
 class Settings(RunSettings):
     """Stage 3 of EMIT-Diff: the comparison. A labelled set and generated images in; table, statistics, figures out."""
 
-    data: Path | None = setting(None, "[choice] as --generated", help="labelled images, or a folder of python -m emit.dataset")
+    data: Path | None = setting(
+        None, "[choice] as --generated", help="labelled images, or a folder of python -m emit.dataset", may_change=True
+    )
     generated: Path | None = setting(None, "[choice] none: real arms only", help="output folder of emit.generate")
     out: Path = setting(source="[choice] your folder", help="the run folder, new or with --resume")
     size: int = setting(
@@ -108,7 +110,11 @@ class Fold:
 def open_labelled(settings):
     """Return the labelled set: that of the generated images where there are some."""
     if settings.generated is not None:
-        return open_set(settings.generated, settings.data)
+        labelled = open_set(settings.generated, settings.data)
+        if labelled.real_cases != settings.real_cases:
+            words = f"were made with --real-cases {labelled.real_cases}, not {settings.real_cases}"
+            raise errors.InputError(f"{settings.generated}: its images {words}; generate them anew")
+        return labelled
     if settings.data is None:
         raise errors.InputError("--data: is required where there is no --generated; give the labelled images")
     labelled = open_set(settings.data)
@@ -138,7 +144,7 @@ def train_segmenter(arm, fold, settings, folder, seed):
     torch.manual_seed(seed)  # of the initial weights
     config = SegmenterConfig(1, len(fold.labelled.classes), settings.channels, variant=settings.variant)
     network = Segmenter(config).to(settings.device)
-    settings = replace(settings, seed=seed, save_every=settings.select_every)
+    settings = replace(settings, seed=seed)
     options = {"shuffle": "no_shuffle" not in settings.deviations, "log_every": settings.select_every}
     run = Run(folder, {"segmenter": network}, settings, name=f"{folder.parent.name}/{folder.name}", **options)
     selected, log = folder / "segmenter.safetensors", folder / "validation.jsonl"
@@ -153,18 +159,20 @@ def train_segmenter(arm, fold, settings, folder, seed):
         if arm.needs_generated:
             other = fold.generated.images([case.id for case in batch.cases], run.rng)
         image, mask, other, real = (tensor.to(run.device) for tensor in (image, mask, other, real))
-        if "mix_logits" in settings.deviations:  # two forward passes, one augmentation for both
-            pair, mask = augment(torch.cat([image, other], dim=1), mask, arm.augmentation, run.rng)  # (B, 2, S, S)
-            logits = torch.where(real, network(pair[:, :1]), network(pair[:, 1:]))  # (B, K, S, S)
-        else:  # the inputs are mixed; the mask is right for both, as generated images follow it
-            image, mask = augment(merge(image, other, real), mask, arm.augmentation, run.rng)
-            logits = network(image)  # (B, K, S, S)
+        with run.autocast():
+            if "mix_logits" in settings.deviations:  # two forward passes, one augmentation for both
+                pair, mask = augment(torch.cat([image, other], dim=1), mask, arm.augmentation, run.rng)  # (B, 2, S, S)
+                logits = torch.where(real, network(pair[:, :1]), network(pair[:, 1:]))  # (B, K, S, S)
+            else:  # the inputs are mixed; the mask is right for both, as generated images follow it
+                image, mask = augment(merge(image, other, real), mask, arm.augmentation, run.rng)
+                logits = network(image)  # (B, K, S, S)
         run.update(dice_ce_loss(logits, mask))
         if run.due(settings.select_every) or run.done == settings.steps:
-            if fold.validation:
-                lines.append({"step": step, "dice": validate(network, validation)})
-            if not lines or lines[-1]["dice"] == max(line["dice"] for line in lines):  # of equals the latest
-                save(selected, network.state_dict(), header)
+            with run.ema_weights():
+                if fold.validation:
+                    lines.append({"step": step, "dice": validate(network, validation)})
+                if not lines or lines[-1]["dice"] == max(line["dice"] for line in lines):  # of equals the latest
+                    save(selected, network.state_dict(), header)
             write_lines(log, lines)
     network.load_state_dict(load_file(selected))
     return network.eval()
@@ -216,7 +224,7 @@ def run_comparison(settings, labelled, folds, known):
     known: {arm: folder of a run that holds for it too}.
     """
     manifests = {f"fold{fold.number}": fold.generated.manifest for fold in folds if fold.generated is not None}
-    save_config(settings.out, settings, manifests, labelled.cases)
+    save_config(settings.out, settings, manifests, labelled.about.data, labelled.names)
     write_set(settings.out, labelled)
     arms, seeds = choose_arms(settings.arms, settings.generated), range(settings.seeds)
     found = [run_arm(name, fold, seed, settings, known.get(name)) for fold in folds for seed in seeds for name in arms]
@@ -249,6 +257,8 @@ def main():
     name = settings.sweep[0].partition("=")[0].replace("-", "_") if settings.sweep else None
     runs = plan_runs(settings, name)
     sets = {value: open_labelled(run) for value, run in runs.items()}
+    if len({tuple(labelled.splits) for labelled in sets.values()}) > 1:
+        raise errors.InputError(f"--sweep {name}: the folders of its values have different splits; make all from one set")
     folds = {value: open_folds(run, sets[value]) for value, run in runs.items()}  # what is refused stops here
     results, known = {}, {}
     for value, run in runs.items():

@@ -71,6 +71,12 @@ class LabelledSet:
     real_cases: int | None = None
     seed: int = 0
 
+    @property
+    def names(self) -> list[str]:
+        """What identifies the set wherever it lies: the ids, how it is read, and the splits."""
+        about = {f.name: to_plain(getattr(self.about, f.name)) for f in fields(SetSettings) if f.name not in ("data", "splits")}
+        return [*(case.id for case in self.cases), json.dumps(about | {"folds": len(self.splits)}), *map(str, self.splits)]
+
     def training(self, fold: int) -> list:
         """Return a fold's training cases: all, or real_cases of them in an order that the seed draws, so that sets nest."""
         ids = self.splits[fold].train
@@ -119,7 +125,7 @@ def read_set(about: SetSettings) -> LabelledSet:
 def write_set(folder: Path, labelled: LabelledSet):
     """Write set.json (how the set is read, and what later programs take over) and splits.json."""
     about = {f.name: to_plain(getattr(labelled.about, f.name)) for f in fields(SetSettings) if f.name != "splits"}
-    about["data"] = str(labelled.about.data.absolute())
+    about |= {"data": str(labelled.about.data.absolute()), "folds": len(labelled.splits)}
     write_splits(Path(folder) / SPLITS, labelled.splits)
     write_json(Path(folder) / DATASET, {"set": about, "run": {name: getattr(labelled, name) for name in TAKEN_OVER}}, indent=2)
 

@@ -49,7 +49,8 @@ def call(command):
         child.wait()
         raise
     if code:
-        raise errors.InputError(f"{command[1]}: stopped; what it printed says why")
+        name = " ".join(command[1:3]) if command[1] == "-m" else command[1]
+        raise errors.InputError(f"{name}: stopped; what it printed says why")
 
 
 def main():

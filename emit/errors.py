@@ -1,6 +1,7 @@
 """How a program ends: the user's errors in one line, and signals after the step that is being computed."""
 
 import contextlib
+import os
 import shlex
 import signal
 import sys
@@ -67,5 +68,8 @@ def run(main, again="--resume"):
         number = stopped.args[0]
         words = [*program(), *sys.argv[1:], *([again] if again and again not in sys.argv else [])]
         remedy = "" if again is None else f"; go on with: {shlex.join(words)}"
-        print(f"\nstopped by {signal.Signals(number).name}{remedy}", file=sys.stderr)
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            remedy = f"; go on with the same torchrun command and {again}"
+        if os.environ.get("RANK", "0") == "0":
+            print(f"\nstopped by {signal.Signals(number).name}{remedy}", file=sys.stderr)
         sys.exit(128 + number)

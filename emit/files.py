@@ -1,9 +1,8 @@
-"""Two things every file of ours needs: a fingerprint, and a write that is whole or did not happen."""
+"""What every file of ours needs: a fingerprint, a write that is whole or did not happen, room on the disk."""
 
 import hashlib
 import json
 import os
-import secrets
 import shutil
 from pathlib import Path
 
@@ -35,7 +34,7 @@ def write_atomic(path, write):
     InputError.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a kill leaves, the next write replaces
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)

@@ -3,8 +3,8 @@
     python -m emit.generate --model MODEL --hed HED --finetuned RUN --out FOLDER
 
 The labelled set, its splits and the hint are those of the fine-tuning. Writes the folders of `emit.generated`.
-An image depends on (seed, case, index) and its settings alone, not on the order or a restart; with another --batch the
-last bits of its sums differ, which may turn a rounding by one grey level.
+An image depends on (seed, case, index) and its settings alone, not on the order or a restart; with another --batch
+or --n the last bits of its sums differ, which may turn a rounding by one grey level.
 """
 
 import json
@@ -22,7 +22,7 @@ from emit.compat import DEVIATIONS, read_compat
 from emit.data.cache import Pictures
 from emit.data.edges import edge_agreement, make_hint
 from emit.data.prompts import add_phrase, draw_phrase, gray_sketch
-from emit.dataset import check_size, choose_folds, open_set, write_set
+from emit.dataset import DATASET, check_size, choose_folds, open_set, read_description, write_set
 from emit.files import sha256, write_json
 from emit.generated import find_fault, is_whole, read_manifest, save_pictures, to_bytes
 from emit.ledger import join, open_ledger
@@ -43,11 +43,13 @@ class Settings(Limited):
     finetuned: Path = setting(source="[choice] stage 2's", help="run folder of stage 2, with fold<k>/controlnet.safetensors")
     hed: Path = setting(source="[choice] stage 1's", help="HED weights")
     out: Path = setting(source="[choice] your folder", help="the output folder, new or with --resume", may_change=True)
-    data: Path | None = setting(None, "[choice] where stage 2 read it", help="the labelled images, if they were moved")
+    data: Path | None = setting(
+        None, "[choice] where stage 2 read it", help="the labelled images, if they were moved", may_change=True
+    )
     fold: str = setting("all", "[paper] one model per fold", help="all, or one fold number", may_change=True)
     n: int = setting(3, "[choice] seconds; [authors' code]: 50", paper=50, help="images per training case", may_change=True, low=1)
     method: Literal["ddim", "ddpm", "dpmpp_2m"] = setting("ddim", "[authors' code]", help="sampler")
-    steps: int = setting(12, "[choice] seconds; [authors' code]: 20", paper=20, help="denoising steps", low=1)
+    steps: int = setting(12, "[choice] seconds; [authors' code]: 20", paper=20, help="denoising steps", low=1, high=1000)
     eta: float = setting(0.0, "[authors' code]", help="DDIM's noise, 0 to 1", low=0, high=1)
     spacing: Literal["trailing", "leading"] = setting("trailing", "[choice] starts at the noisiest t", help="kept timesteps")
     guidance: float = setting(2.0, "[choice] see docs/paper.md; [authors' code]: 9", paper=9.0, help="guidance weight")
@@ -67,8 +69,8 @@ class Settings(Limited):
     sweep: tuple[str, ...] = setting(
         (), "[choice] none", help="guidance=V,V,... or strength=V,V,...: one set of images in --out for each value"
     )
-    seed: int = setting(0, "[choice] stage 2's", help="seed of the draws")
-    batch: int = setting(32, "[choice] memory", paper=8, help="images at a time; changes nothing but speed", may_change=True, low=1)
+    seed: int = setting(0, "[choice] any number", help="seed of the draws")
+    batch: int = setting(32, "[choice] memory", paper=8, help="images at a time", may_change=True, low=1)
     precision: Literal["float32", "bf16"] = setting("float32", "[authors' code]", help="of the forward passes")
     device: str = setting("auto", "[choice] a GPU if there is one", help="auto, cpu, cuda, cuda:1 or mps", may_change=True)
     resume: bool = setting(False, "[choice] explicit", help="go on with the images in --out", may_change=True)
@@ -129,9 +131,12 @@ def generate_fold(model, hed, cases, labelled, settings, deviations, folder, wei
                 case = cases[number]
                 if (case.id, index) in lines:
                     continue
-                fault = find_fault(images[row])  # of all three channels: a mean of clipped ones is not clipped
+                # Of all channels, as a mean of clipped ones is not clipped, and of their mean, which can be one grey.
+                # A case that is blank itself, such as the first slice of a volume, may have a blank image.
+                blank = images[row].isfinite().all() and find_fault(real[row])
+                fault = None if blank else find_fault(images[row]) or find_fault(grey[row])
                 if fault:
-                    words = "look at --guidance, --strength, --precision and the weights"
+                    words = "look at --guidance, --strength, --precision and the weights, and choose another folder"
                     raise errors.InputError(f"{folder}: image {index} of case {case.id} {fault}; {words}")
                 name = f"{case.id.replace('/', '_')}_{index:03d}.png"
                 files = to_bytes(grey[row, 0]), masks[row].to(torch.uint8).numpy(), to_bytes(2 * hint[row, 0] - 1)
@@ -161,13 +166,15 @@ def main():
     settings = parse(Settings)
     if settings.eta and settings.method != "ddim":
         raise errors.InputError(f"--eta: is DDIM's, and --method is {settings.method}; leave one of them out")
+    if settings.spacing == "leading" and settings.steps == 1000:
+        raise errors.InputError("--spacing: leading takes at most 999 steps; give fewer, or trailing")
     distributed.refuse_several("emit.generate")
     deviations = read_compat(settings.compat, "emit.generate")
     runs = vary(settings, ("guidance", "strength"))
     settings.phrase_weight  # refused before anything is read  # noqa: B018
+    if read_description(settings.finetuned / DATASET)[1]["hint"] is None:
+        raise errors.InputError(f"{settings.finetuned / DATASET}: is not of stage 2; give its run folder")
     labelled = open_set(settings.finetuned, settings.data)
-    if labelled.hint is None:
-        raise errors.InputError(f"{settings.finetuned}: holds no set.json of stage 2; give its run folder")
     folds = choose_folds(settings.fold, labelled.splits)
     device = distributed.start(settings.device)
     hed, hed_header = load_hed(settings.hed)
@@ -180,7 +187,7 @@ def main():
         if not settings.resume and read_manifest(folder):
             raise errors.InputError(f"{folder}: already holds images; go on with --resume or choose another folder")
     for run in runs.values():
-        save_config(run.out, run, {"model": settings.model, "hed": settings.hed, **files}, labelled.cases)
+        save_config(run.out, run, {"model": settings.model, "hed": settings.hed, **files}, labelled.about.data, labelled.names)
         write_set(run.out, labelled)
     shared = {"model": sha256(settings.model), "hed": sha256(settings.hed)}
     for fold in folds:

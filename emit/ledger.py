@@ -18,8 +18,9 @@ from emit.files import write_bytes
 
 
 class Ledger:
-    """entries: dicts of stage, cases (how many) and hashes (the SHA-256 of their list); lists: {SHA-256: the .npy bytes}.
+    """entries: dicts of stage, cases (how many different pictures) and hashes (the SHA-256 of their list).
 
+    lists: {SHA-256: the bytes of its .npy file}.
     No entry means that nothing is known, as of public weights; not that nothing was seen.
     """
 
@@ -54,10 +55,12 @@ class Ledger:
     def find(self, cases: list) -> list[tuple[str, str]]:
         """Return (case id, stage) for every case whose picture was seen.
 
-        A near-duplicate, or a slice read with another window, channel or axis, is another picture and is not found.
+        Blank pictures are all alike, so they are no leak. A near-duplicate, or a slice read with another window, channel
+        or axis, is another picture and is not found.
         """
         seen = [(entry["stage"], np.load(io.BytesIO(self.lists[entry["hashes"]]))) for entry in self.entries]
-        wanted = np.array([content_hash(case.image) for case in cases], np.uint64)
+        images = (case.image for case in cases)
+        wanted = np.array([content_hash(image) if np.ptp(image) else 0 for image in images], np.uint64)  # 0: blank
         leaks = []
         for stage, hashes in seen:
             places = np.searchsorted(hashes, wanted).clip(max=max(len(hashes) - 1, 0))

@@ -2,7 +2,7 @@
 
 import torch
 
-from emit.evaluation.figures import save_rows
+from emit.evaluation.figures import costing_nothing, save_rows
 from emit.model import Sampling, to_grey
 from emit.seeds import generator, seed_from
 
@@ -43,8 +43,14 @@ def condition_losses(model, z_0, prompts, wrong, hint, rng):
 def save_samples(model, pictures, hints, path, seed, count=9, text_alone=2, sampling=Sampling()):  # noqa: B008 (frozen)
     """Save rows of fixed cases: original, reconstruction, hint, two generated images, and `text_alone` without hint.
 
-    hints: function of a Batch.
+    hints: function of a Batch. A grid that fails costs no training.
     """
+    with costing_nothing(path):
+        save_rows(path, *collect_samples(model, pictures, hints, seed, count, text_alone, sampling))
+
+
+def collect_samples(model, pictures, hints, seed, count, text_alone, sampling):
+    """Return the rows and titles of `save_samples`."""
     order = torch.randperm(len(pictures), generator=generator(seed, "samples"))[:count].tolist()
     batch = pictures.batch(order)
     prompts, image, hint = batch.prompts, batch.image, hints(batch)
@@ -57,4 +63,4 @@ def save_samples(model, pictures, hints, path, seed, count=9, text_alone=2, samp
         given = hint if sample < 2 else None
         drawn = model.generate(prompts, given, seeds, pictures.size, sampling)
         rows[f"{'generated' if sample < 2 else 'text alone'} {sample % 2 + 1}"] = to_grey(drawn).cpu()
-    save_rows(path, rows, [prompt.replace(", ", "\n", 1) for prompt in prompts])
+    return rows, [prompt.replace(", ", "\n", 1) for prompt in prompts]

@@ -33,7 +33,7 @@ MUTANTS = [
     (VAE, "self.post_quant_conv(z / self.scale)", "self.post_quant_conv(z)", GOLDEN),
     (VAE, "return self.scale * (self.mean + torch", "return (self.mean + torch", "tests/networks/test_vae.py"),
     (VAE, "torch.exp(0.5 * self.log_variance) * noise", "torch.exp(self.log_variance) * noise", "tests/networks/test_vae.py"),
-    (VAE, "+ variance - 1 - self.log_variance)", "+ variance - 1 + self.log_variance)", "tests/networks/test_vae.py"),
+    (VAE, "log_variance.exp() - 1 - log_variance)", "log_variance.exp() - 1 + log_variance)", "tests/networks/test_vae.py"),
     (VAE, "log_variance.clamp(-30, 20)", "log_variance", "tests/networks/test_vae.py"),
     (VAE, "for stage in reversed(self.up)", "for stage in self.up", GOLDEN),
     (LAYERS, "torch.cat([angles.cos(), angles.sin()], dim=1)", "torch.cat([angles.sin(), angles.cos()], dim=1)", GOLDEN),

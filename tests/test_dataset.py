@@ -143,6 +143,15 @@ def test_a_plain_folder_is_the_set_with_every_default(images, tmp_path):
         open_set(tmp_path, images / "Task09_Spleen")  # another set
 
 
+def test_a_set_is_itself_wherever_it_lies_and_another_when_read_or_split_otherwise(images, tmp_path):
+    plain = open_set(images / "BUSI")
+    write_set(tmp_path / "x", plain)
+    names = sorted(open_set(tmp_path / "x", images / "BUSI").names)
+    assert names == sorted(plain.names) == sorted(replace(plain, about=replace(plain.about, data=tmp_path)).names)
+    for other in (replace(plain.about, prompt="CT"), replace(plain.about, seed=1)):
+        assert sorted(read_set(other).names) != names
+
+
 def test_stage_3_takes_size_and_real_cases_over(images, tmp_path):
     assert inherit_set({}) == ({}, None)
     labelled = replace(open_set(images / "BUSI"), size=32, real_cases=3)

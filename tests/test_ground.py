@@ -51,6 +51,17 @@ def test_a_signal_is_exit_code_128_and_its_number_and_says_how_to_go_on(number, 
         assert number.name in said and words in said and ("--out 'a b' --resume" in said) == bool(again)
 
 
+def test_under_torchrun_one_process_says_how_to_go_on(capsys, monkeypatch, handlers):
+    monkeypatch.setattr("sys.argv", ["train_x.py"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, words in (("0", "go on with the same torchrun command and --resume"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit):
+            run(lambda: os.kill(os.getpid(), signal.SIGTERM))
+        said = capsys.readouterr().err
+        assert words in said and bool(said) == (rank == "0")
+
+
 def test_a_signal_waits_for_the_step_and_a_second_one_does_not(handlers):
     done = []
 

@@ -15,7 +15,7 @@ from emit.ledger import Ledger, join, open_ledger
 
 
 def make_case(name, grey):
-    return Case(name, name, "", "", f"{name}.png", lambda path: (np.full((4, 4), grey, np.float32), None))
+    return Case(name, name, "", "", f"{name}.png", lambda path: (np.linspace(-1, grey, 16, dtype=np.float32).reshape(4, 4), None))
 
 
 def hashes_of(*cases, read=None):
@@ -42,6 +42,12 @@ def test_only_pictures_that_were_read_are_on_it():
     written = Ledger().add("x", hashes_of(*cases, read=[1]))
     assert written.entries[0]["cases"] == 1 and written.find(cases) == [("b", "x")]
     assert Ledger().find(cases) == [] and Ledger().add("x", torch.zeros(3, dtype=torch.int64)).find(cases) == []
+
+
+def test_blank_pictures_are_no_leak():
+    """The first slices of two volumes are black and equal, and say nothing of a patient."""
+    blank = Case("first", "p", "", "", "x", lambda path: (np.full((4, 4), -1, np.float32), None))
+    assert Ledger().add("x", hashes_of(blank)).find([blank]) == []
 
 
 @pytest.mark.parametrize("fault", ["gone", "cut", "another"])

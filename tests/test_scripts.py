@@ -248,6 +248,8 @@ def test_a_sweep_over_real_cases_trains_every_arm_anew(folder, monkeypatch):
         (train_seg, ["--device", "cuda:99"], "--device"),
         (generate, ["--method", "ddpm", "--eta", 1], "--eta"),
         (generate, ["--eta", 2], "--eta"),
+        (generate, ["--steps", 1001], "--steps"),
+        (generate, ["--spacing", "leading", "--steps", 1000], "--spacing"),
         (generate, ["--n", 0], "--n"),
     ],
 )

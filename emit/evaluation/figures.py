@@ -8,7 +8,6 @@ import io
 import warnings
 import zlib
 from contextlib import contextmanager
-from pathlib import Path
 from textwrap import fill
 from zipfile import BadZipFile
 
@@ -21,6 +20,7 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from emit.errors import InputError
+from emit.files import write_atomic
 
 BLUE, VERMILION, YELLOW, GREY = "#0072B2", "#D55E00", "#F0E442", "#8C8C8C"
 ORDER = ("#000000", BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # of arms in one panel
@@ -30,22 +30,26 @@ STYLE = {"font.size": 8, "axes.titlesize": 8, "text.parse_math": False}  # "$x$"
 STYLE |= dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False)
 STYLE |= dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6)
 # What damaged files, odd pictures and full disks raise while a figure is made.
-FAILURES = (InputError, OSError, EOFError, BadZipFile, zlib.error, ValueError, TypeError, LookupError, RuntimeError)
+FAILURES = (InputError, OSError, EOFError, BadZipFile, zlib.error, ValueError, TypeError, LookupError, AttributeError, RuntimeError)
+
+
+@contextmanager
+def costing_nothing(path):
+    """Within this context a figure that fails costs no result: one line names it and the cause."""
+    try:
+        yield
+    except FAILURES as error:
+        print(f"{path}: not drawn ({type(error).__name__}: {' '.join(str(error).split())})")
 
 
 def attempt(path, collect, save, stamp: str) -> bool:
-    """Draw one figure, save(path, collect(), stamp=stamp), and say whether it was; nothing is drawn of nothing.
-
-    A figure that fails costs no result: one line names it and the cause.
-    """
-    try:
+    """Draw one figure, save(path, collect(), stamp=stamp), and say whether it was; nothing is drawn of nothing."""
+    with costing_nothing(path):
         material = collect()
         if material:
             save(path, material, stamp=stamp)
         return bool(material)
-    except FAILURES as error:
-        print(f"{path}: not drawn ({type(error).__name__}: {' '.join(str(error).split())})")
-        return False
+    return False
 
 
 def save_rows(path, rows, titles=(), caption: str = "") -> None:
@@ -190,8 +194,8 @@ def _draw(path, rows, columns, width, height, stamp="", bare=False, height_ratio
             figure.savefig(memory)
         finally:
             plt.close(figure)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.open(memory).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)
+    image = Image.open(memory).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    write_atomic(path, lambda temporary: image.save(temporary, "PNG", optimize=True))
 
 
 def _show(axis, image, low=-1, **options):

@@ -108,10 +108,11 @@ def collect_generated(settings, cases) -> list[dict]:
         lines = sorted(by_case[names[place]], key=lambda line: line["index"])[:SAMPLES]
         first, original = lines[0], [case for case in cases if case.id == names[place]]
         samples = [decode(folder / "images" / line["file"]) / 127.5 - 1 for line in lines]
-        samples = [image.mean(-1) if image.ndim == 3 else image for image in samples]  # colour: --no-grey
         edge, mask = (decode(folder / kind / first["file"]) for kind in ("edges", "masks"))
         original = Pictures(original, first["size"]).image([0])[0, 0].numpy()
-        column = {"prompt": first["prompt"], "original": original, "edge": edge / 255, "mask": mask, "samples": samples}
+        prompt = first["prompt"]  # a text, or pairs of weight and text
+        prompt = prompt if isinstance(prompt, str) else " + ".join(f"{weight:g} {text}" for weight, text in prompt)
+        column = {"prompt": prompt, "original": original, "edge": edge / 255, "mask": mask, "samples": samples}
         columns.append(column)
     return columns
 

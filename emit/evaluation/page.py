@@ -120,7 +120,7 @@ def list_splits(labelled) -> list[list[str]]:
     group_of = {case.id: case.group for case in labelled.cases}
     table = [["fold", "training", "validation", "test", "groups in two parts"]]
     for fold, split in enumerate(labelled.splits):
-        parts = split.train, split.validation, split.test
+        parts = [case.id for case in labelled.training(fold)], split.validation, split.test
         groups = [{group_of[name] for name in part} for part in parts]
         counts = [f"{len(part)} in {len(mine)} groups" for part, mine in zip(parts, groups, strict=True)]
         table.append([str(fold), *counts, str(sum(n > 1 for n in Counter(chain(*groups)).values()))])

@@ -173,8 +173,8 @@ class Posterior:
 
     def kl(self) -> Tensor:
         """Return KL(q || N(0, I)) of the unscaled latent in nats, per image (B,)."""
-        variance = self.log_variance.exp()
-        return 0.5 * (self.mean.square() + variance - 1 - self.log_variance).sum(dim=(1, 2, 3))
+        mean, log_variance = self.mean.float(), self.log_variance.float()  # a sum in bfloat16 would lose it
+        return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=(1, 2, 3))
 
 
 class AutoencoderKL(nn.Module):

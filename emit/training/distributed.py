@@ -17,7 +17,7 @@ BUCKET = 2**23  # [choice] numbers sent at once: large enough to fill a link, sm
 def start(device="auto"):
     """Return this process's torch.device; join the group when torchrun started several (gloo on CPU, nccl on GPU).
 
-    device: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:1". Under torchrun "cuda" is one GPU per process.
+    device: "auto" (the GPU if there is one), "cpu", "cuda", "cuda:1" or "mps". Under torchrun "cuda" is one GPU per process.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -32,8 +32,12 @@ def start(device="auto"):
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         backend, gpu = ("nccl", device) if device.type == "cuda" else ("gloo", None)
         dist.init_process_group(backend, timeout=timedelta(hours=2), device_id=gpu)  # rank 0 may be drawing samples
-    if device.type == "cuda":
+    if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"--device {device}: cannot be used here; write --device cpu") from error
     return device
 
 
@@ -133,5 +137,6 @@ def join(tensor, device="cpu"):
     own = tensor.to(device)
     parts = [torch.empty_like(own) for _ in range(ranks())]
     dist.all_gather(parts, own)
-    for part in parts:
-        tensor.copy_(torch.where(tensor == 0, part.cpu(), tensor))
+    for part in (part.cpu() for part in parts):
+        there = part != 0  # only these places are written: the prefetching thread may be filling others
+        tensor[there] = part[there]

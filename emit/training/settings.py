@@ -209,29 +209,28 @@ def vary(settings, names):
     return runs
 
 
-def save_config(run_folder, settings, inputs, cases):
-    """Write run_folder/config.json: resolved settings, versions, path and SHA-256 of each input file, a digest of the cases.
+def save_config(run_folder, settings, inputs, data, names):
+    """Write run_folder/config.json: resolved settings, versions, path and SHA-256 of each input file, a digest of the data.
 
-    inputs: name -> path of each file that the run starts from (None: not given). cases: the set's. Rank 0 writes.
+    inputs: name -> path of each file that the run starts from (None: not given). data: where the pictures are; names:
+    what identifies them, the ids and how they are read and split. Rank 0 writes.
     Raises InputError when the folder holds a trained state or generated images, and a setting that may not change, what
-    is in one of the files, or the ids of the cases have changed. Paths may: run folders and data can be moved.
+    is in one of the files, or the data has changed. Paths may: run folders and data can be moved.
     """
     values = {f.name: to_plain(getattr(settings, f.name)) for f in fields(settings)}
     files = {name: {"path": str(file), "sha256": sha256(file)} for name, file in inputs.items() if file is not None}
-    ids = hashlib.sha256("\n".join(sorted(case.id for case in cases)).encode()).hexdigest()
-    files["data"] = {"path": str(settings.data), "sha256": ids, "cases": len(cases)}
-    path = Path(run_folder) / "config.json"
+    digest = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+    files["data"] = {"path": str(data), "sha256": digest}
+    path, before = Path(run_folder) / "config.json", {}
     if path.exists() and any(file for name in STARTED for file in path.parent.rglob(name)):
-        check_unchanged(path, settings, values, files)
+        before = check_unchanged(path, settings, values, files)
     if distributed.rank() == 0:
-        for leftover in path.parent.rglob(".*.tmp"):  # of a process that was killed while it wrote
-            leftover.unlink()
-        config = {"settings": values, "code": code_version(), "torch": torch.__version__, "inputs": files}
+        config = {"settings": values, "code": code_version(), "torch": torch.__version__, "inputs": before | files}
         write_json(path, config, indent=2)
 
 
 def check_unchanged(path, settings, values, files):
-    """Compare a run's settings and input files with those in its config.json."""
+    """Compare a run's settings and input files with those in its config.json; return the files stated there."""
     before = json.loads(path.read_text())
     for f in fields(settings):
         old, new = before["settings"].get(f.name), values[f.name]
@@ -244,11 +243,12 @@ def check_unchanged(path, settings, values, files):
         if first["sha256"] != file["sha256"]:
             words = f"{flag_of(name) if name in values else name} changed since the first run"
             raise InputError(f"{path}: {words}; resume with what was {first['path']} or choose another folder")
+    return before["inputs"]
 
 
 def code_version():
     """Return the package's version, its git commit, and whether files differ from that commit (None: unknown)."""
-    commit = _git("rev-parse", "HEAD")
+    commit = _git("rev-parse", "HEAD") if _git("ls-files", "emit/__init__.py") else None  # not of a repository around it
     changed = None if commit is None else bool(_git("status", "--porcelain", "--untracked-files=no"))
     return {"version": __version__, "commit": commit, "changed": changed}
 

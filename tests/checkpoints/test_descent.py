@@ -18,7 +18,7 @@ from emit.ledger import Ledger, open_ledger
 
 
 def make_case(name, grey):
-    return Case(name, name, "", "", f"{name}.png", lambda path: (np.full((4, 4), grey, np.float32), None))
+    return Case(name, name, "", "", f"{name}.png", lambda path: (np.linspace(-1, grey, 16, dtype=np.float32).reshape(4, 4), None))
 
 
 def export(monkeypatch, source, layout, target):

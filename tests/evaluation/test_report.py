@@ -387,14 +387,13 @@ def test_contours_show_the_slice_and_the_prediction_of_that_slice(tmp_path):
     assert (example["target"] == masks[1]).all() and (example["image"] == 0.25).all() and (prediction == 1).all()
 
 
-def test_colour_samples_are_drawn_grey(tmp_path):
+def test_a_prompt_that_is_a_mixture_is_drawn_as_text(tmp_path):
     add_generated(tmp_path)
-    for file in (tmp_path / "fold0" / "images").iterdir():  # as --no-grey writes them
-        Image.fromarray(np.full((SIZE, SIZE, 3), (0, 102, 255), np.uint8)).save(file)
+    path = tmp_path / "fold0" / "manifest.jsonl"
+    lines = [json.loads(line) | {"prompt": [[0.95, "gray, sketch"], [0.05, "US"]]} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     columns = illustrate.collect_generated(Settings(data=Path("BUSI"), generated=tmp_path), case_set().cases)
-    assert [column["prompt"] for column in columns] == ["US, breast"] * 3
-    for column in columns:  # (0 + 102 + 255) / 3 = 119; / 127.5 - 1
-        assert [sample.tolist() for sample in column["samples"]] == [[[pytest.approx(-1 / 15)] * SIZE] * SIZE] * 2
+    assert [column["prompt"] for column in columns] == ["0.95 gray, sketch + 0.05 US"] * 3
     assert illustrate.collect_generated(Settings(data=Path("BUSI")), []) == []
 
 

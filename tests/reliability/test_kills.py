@@ -7,7 +7,7 @@ import signal
 import pytest
 from harness import SCRIPTS, Points
 
-EVERY = int(os.environ.get("EMIT_EVERY", 3))  # 1: a kill at every write; 3: at every third, and at the last
+EVERY = int(os.environ.get("EMIT_EVERY", 4))  # 1: a kill at every write; 4: at every fourth from the last on
 MOMENTS = int(os.environ.get("EMIT_MOMENTS", 3))  # random ones, in each program
 
 

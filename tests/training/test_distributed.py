@@ -42,5 +42,38 @@ def test_a_machine_without_gpu(monkeypatch):
         distributed.start("cuda")
 
 
+@pytest.mark.parametrize(("device", "chosen"), [("auto", []), ("cuda", []), ("cuda:1", [torch.device("cuda", 1)])])
+def test_a_gpu_is_chosen_where_its_number_is_given(monkeypatch, device, chosen):
+    asked, zeros = [], torch.zeros
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", asked.append)
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device: zeros(*shape))
+    assert distributed.start(device).type == "cuda" and asked == chosen
+
+
+def test_a_device_that_this_machine_lacks():
+    with pytest.raises(InputError, match="--device meta: cannot be used here; write --device cpu"):
+        distributed.start("meta")
+
+
+class Late:
+    """Another thread fills place 1 of the tensor while the processes' tensors are joined."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __call__(self, parts, own):
+        parts[0].copy_(own), parts[1].copy_(torch.tensor([0, 0, 9]))
+        self.tensor[1] = 7
+
+
+def test_hashes_of_several_processes_are_joined_and_none_is_lost(monkeypatch):
+    tensor = torch.tensor([5, 0, 0])
+    monkeypatch.setattr(distributed, "ranks", lambda: 2)
+    monkeypatch.setattr(distributed.dist, "all_gather", Late(tensor))
+    distributed.join(tensor)
+    assert tensor.tolist() == [5, 7, 9]
+
+
 def test_cpu_is_cpu():
     assert distributed.start("cpu") == torch.device("cpu")

@@ -4,7 +4,6 @@ import hashlib
 import json
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Literal
 
 import pytest
@@ -14,7 +13,7 @@ import emit
 from emit.errors import InputError
 from emit.training.settings import Limited, RunSettings, code_version, parse, save_config, setting, vary
 
-CASES = [SimpleNamespace(id="a"), SimpleNamespace(id="b")]
+CASES = ["a", "b"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +128,9 @@ def test_config_json_holds_settings_versions_and_fingerprints(tmp_path):
     weights = tmp_path / "vae.safetensors"
     weights.write_bytes(b"weights")
     settings = read("--preset", "paper", "--arms", "b,a")
-    save_config(tmp_path / "run", settings, {"vae": weights, "unet": None}, CASES)
+    save_config(tmp_path / "run", settings, {"vae": weights, "unet": None}, "x", CASES)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    data = {"path": "x", "sha256": hashlib.sha256(b"a\nb").hexdigest(), "cases": 2}
+    data = {"path": "x", "sha256": hashlib.sha256(b"a\nb").hexdigest()}
     vae = {"path": str(weights), "sha256": hashlib.sha256(b"weights").hexdigest()}
     assert config["inputs"] == {"vae": vae, "data": data} and config["torch"] == torch.__version__
     assert config["code"] == code_version() and config["code"]["version"] == emit.__version__
@@ -141,21 +140,19 @@ def test_config_json_holds_settings_versions_and_fingerprints(tmp_path):
 
 def start(folder, settings, inputs):
     """Write a config of a run that has begun."""
-    save_config(folder, settings, inputs, CASES)
+    save_config(folder, settings, inputs, "x", CASES)
     (folder / "unet").mkdir(exist_ok=True)
     (folder / "unet" / "state.pt").touch()
 
 
 def test_a_run_that_has_begun_keeps_its_settings(tmp_path):
     first = read()
-    save_config(tmp_path, first, {}, CASES)
+    save_config(tmp_path, first, {}, "x", CASES)
     start(tmp_path, replace(first, lr=2.0), {})  # nothing was trained before: a corrected setting is fine
-    (tmp_path / "unet" / ".state.pt.0000.tmp").touch()  # as if killed while saving
-    save_config(tmp_path, replace(first, lr=2.0, resume=True), {}, CASES)
-    assert [path.name for path in (tmp_path / "unet").iterdir()] == ["state.pt"]
+    save_config(tmp_path, replace(first, lr=2.0, resume=True), {}, "x", CASES)
     before = (tmp_path / "config.json").read_bytes()
     with pytest.raises(InputError, match=r"config.json: --lr was 2.0 and is now 0.001; resume with"):
-        save_config(tmp_path, replace(first, resume=True), {}, CASES)
+        save_config(tmp_path, replace(first, resume=True), {}, "x", CASES)
     assert (tmp_path / "config.json").read_bytes() == before
 
 
@@ -166,13 +163,24 @@ def test_a_run_that_has_begun_keeps_its_files_and_cases_but_may_move(tmp_path):
     start(tmp_path, settings, {"vae": weights, "fold0": weights})
     moved = weights.rename(tmp_path / "moved.safetensors")
     settings = replace(settings, data=tmp_path, vae=moved, out=tmp_path)
-    save_config(tmp_path, settings, {"vae": moved, "fold0": moved}, CASES[::-1])
+    save_config(tmp_path, settings, {"vae": moved, "fold0": moved}, "y", CASES[::-1])
     with pytest.raises(InputError, match="--data changed since the first run"):
-        save_config(tmp_path, settings, {"vae": moved}, CASES[:1])
+        save_config(tmp_path, settings, {"vae": moved}, "x", CASES[:1])
     moved.write_bytes(b"second")
     for name, words in (("vae", "--vae"), ("fold0", "fold0")):  # by its flag, where it has one
         with pytest.raises(InputError, match=rf"config.json: {words} changed since the first run"):
-            save_config(tmp_path, settings, {name: moved}, CASES)
+            save_config(tmp_path, settings, {name: moved}, "x", CASES)
+
+
+def test_a_later_call_keeps_what_an_earlier_one_was_made_from(tmp_path):
+    """The generator's folds are made one by one: their ControlNets are all compared."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_bytes(b"1"), two.write_bytes(b"2")
+    start(tmp_path, read(), {"fold0": one})
+    save_config(tmp_path, read(), {"fold1": two}, "x", CASES)
+    one.write_bytes(b"other")
+    with pytest.raises(InputError, match="fold0 changed since the first run"):
+        save_config(tmp_path, read(), {"fold0": one}, "x", CASES)
 
 
 # ---- sweeps
