@@ -33,6 +33,7 @@ SMALL = {
     "warmup": 0,
     "steps": 6,
     "select_every": 2,
+    "save_every": 2,
 }
 
 
@@ -283,3 +284,20 @@ def test_a_sweep_of_images_reads_each_values_own_folder(tmp_path):
     settings = make_settings(tmp_path, sweep=("guidance=1", "2.5"), generated=tmp_path / "made")
     runs = train_seg.plan_runs(settings, "guidance")
     assert {run.generated for run in runs.values()} == {tmp_path / "made" / f"guidance_{v}" for v in ("1", "2.5")}
+
+
+@pytest.mark.parametrize("change", [{"ema": 0.9}, {"precision": "bf16"}])
+def test_average_and_precision_reach_the_segmenter(tmp_path, change):
+    weights = []
+    for place, settings in enumerate((make_settings(tmp_path), make_settings(tmp_path, **change))):
+        network = train_seg.train_segmenter(ARMS["baseline"], make_fold(), settings, tmp_path / str(place), 0)
+        weights.append(torch.cat([parameter.flatten() for parameter in network.parameters()]))
+    assert not torch.equal(*weights)
+
+
+def test_folders_of_a_sweep_must_be_what_their_names_say(tmp_path, monkeypatch):
+    made = replace(LABELLED, real_cases=16)
+    monkeypatch.setattr(train_seg, "open_set", lambda *_: made)
+    with pytest.raises(InputError, match="were made with --real-cases 16, not 8; generate them anew"):
+        train_seg.open_labelled(make_settings(tmp_path, generated=tmp_path, real_cases=8))
+    assert train_seg.open_labelled(make_settings(tmp_path, generated=tmp_path, real_cases=16)) is made
