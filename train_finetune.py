@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from emit import errors
-from emit.data.cache import Memo, Pictures
+from emit.data.cache import Memo, TrainingImages
 from emit.data.edges import make_hint
 from emit.data.geometry import random_warp
 from emit.dataset import TAKEN_OVER, check_size, choose_folds, open_set, write_set
@@ -73,7 +73,7 @@ class Settings(RunSettings):
 
 def train_fold(model, hed, cases, classes, settings, folder):
     """Fine-tune the model's ControlNet on the cases; return pictures, hints, and losses with right and wrong conditions."""
-    pictures = Pictures(cases, settings.size)
+    pictures = TrainingImages(cases, settings.size)
     edges = Memo(lambda image: find_edges(hed, image))
     model.requires_grad_(False)
     model.controlnet.requires_grad_(True)

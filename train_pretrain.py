@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from emit import checkpoints, errors
-from emit.data.cache import Memo, Pictures
+from emit.data.cache import Memo, TrainingImages
 from emit.data.cases import read_cases
 from emit.data.edges import make_hint
 from emit.data.geometry import LINEAR, fit
@@ -186,7 +186,7 @@ def main():
     parts = choose_parts(settings)
     cases = read_cases(settings.data, layout="radimagenet").cases
     torch.manual_seed(settings.seed)  # of the initial weights; every later draw has its own generator
-    pictures = Pictures(cases, settings.size)
+    pictures = TrainingImages(cases, settings.size)
     if settings.hed is None:
         hed, hed_ledger = HED(DEMO_HED), Ledger()
     else:

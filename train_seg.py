@@ -19,7 +19,7 @@ from emit.arms import ARMS, CLASSICAL, OF_IMAGES, choose_arms
 from emit.checkpoints.writer import save
 from emit.compat import DEVIATIONS, foreign, read_compat
 from emit.data.augment import augment, merge
-from emit.data.cache import Pictures
+from emit.data.cache import TrainingImages
 from emit.data.splits import select
 from emit.dataset import LabelledSet, inherit_set, open_set, write_set
 from emit.evaluation.fidelity import describe_generated, mask_fidelity
@@ -140,7 +140,7 @@ def open_folds(settings, labelled):
 
 def train_segmenter(arm, fold, settings, folder, seed):
     """Train one segmenter; return it with the weights that did best on the validation part (no such part: the last)."""
-    training, validation = (Pictures(cases, settings.size) for cases in (fold.training, fold.validation))
+    training, validation = (TrainingImages(cases, settings.size) for cases in (fold.training, fold.validation))
     torch.manual_seed(seed)  # of the initial weights
     config = SegmenterConfig(1, len(fold.labelled.classes), settings.channels, variant=settings.variant)
     network = Segmenter(config).to(settings.device)
@@ -214,7 +214,7 @@ def look_for_copies(fold, size):
     """Describe a fold's generated images beside its training images and the test images, which nothing has seen."""
     number = {case.id: place for place, case in enumerate(fold.training)}
     sources, images = zip(*((number[case], image[0, 0]) for case, image, _ in fold.generated.pairs()), strict=True)
-    training, test = (Pictures(cases, size).image(range(len(cases)))[:, 0] for cases in (fold.training, fold.test))
+    training, test = (TrainingImages(cases, size).image(range(len(cases)))[:, 0] for cases in (fold.training, fold.test))
     return describe_generated(images, sources, training, test)
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from emit import checkpoints, errors
 from emit.compat import DEVIATIONS, read_compat
-from emit.data.cache import Pictures
+from emit.data.cache import TrainingImages
 from emit.data.edges import edge_agreement, make_hint
 from emit.data.prompts import add_phrase, draw_phrase, gray_sketch
 from emit.dataset import DATASET, check_size, choose_folds, open_set, read_description, write_set
@@ -105,7 +105,7 @@ def plan(pictures, settings, deviations):
 
 def generate_fold(model, hed, cases, labelled, settings, deviations, folder, weights):
     """Make every image of one fold that is not there whole; each line of the manifest is written after its files."""
-    manifest, pictures = folder / "manifest.jsonl", Pictures(cases, labelled.size)
+    manifest, pictures = folder / "manifest.jsonl", TrainingImages(cases, labelled.size)
     lines = {(line["case"], line["index"]): line for line in read_manifest(folder) if is_whole(folder, line)}
     write_lines(manifest, lines.values())
     sampling = Sampling(**{name: getattr(settings, name) for name in Sampling.__dataclass_fields__})

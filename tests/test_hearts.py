@@ -13,7 +13,7 @@ from torch import nn
 
 import train_finetune
 import train_pretrain
-from emit.data.cache import Pictures
+from emit.data.cache import TrainingImages
 from emit.data.cases import Case
 from emit.data.edges import make_hint
 from emit.errors import InputError
@@ -148,7 +148,7 @@ def settings(tmp_path):
 def test_stage_1_trains_its_part_on_the_right_conditions(model, part, settings, monkeypatch):
     sampled = []
     monkeypatch.setattr(train_pretrain, "save_samples", lambda *given: sampled.append((given[3].name, weigh(model))))
-    pictures, before = Pictures(CASES, SIZE), copy_of(model)
+    pictures, before = TrainingImages(CASES, SIZE), copy_of(model)
 
     def hints(batch):
         return make_hint("hed", None, (batch.image + 1) / 2, 2)
@@ -172,7 +172,7 @@ def test_stage_1_trains_its_part_on_the_right_conditions(model, part, settings, 
 
 def test_the_autoencoder_is_scaled_as_it_is_saved(settings, monkeypatch):
     torch.manual_seed(0)
-    model, pictures, seen = EmitDiff(demo_sizes(64)), Pictures(CASES, SIZE), []
+    model, pictures, seen = EmitDiff(demo_sizes(64)), TrainingImages(CASES, SIZE), []
     encode, decode, before = model.vae.encode, model.vae.decode, copy_of(model)
     monkeypatch.setattr(model.vae, "encode", lambda image: seen.append([image, encode(image)]) or seen[-1][1])
     monkeypatch.setattr(model.vae, "decode", lambda z: seen[-1].append(decode(z)) or seen[-1][2])
@@ -196,7 +196,7 @@ def test_hed_learns_each_pictures_own_boundary(settings, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(train_pretrain, "hed_loss", lambda *given: seen.append(given) or given[0].mean())
     hed = PixelHED()
-    train_pretrain.train_hed(hed, Pictures(CASES, SIZE), settings)
+    train_pretrain.train_hed(hed, TrainingImages(CASES, SIZE), settings)
     check_average(tmp_path / "hed", {"hed": hed})
     assert len(seen) == 8
     logits, boundary = seen[0]  # the weight is still 1
@@ -206,7 +206,7 @@ def test_hed_learns_each_pictures_own_boundary(settings, tmp_path, monkeypatch):
     assert torch.allclose(boundary, expected.view(-1, 1, 1, 1).expand_as(boundary))
     (tmp_path / "5.png").unlink()
     with pytest.raises(InputError, match=r"5.png: missing; --boundaries"):
-        train_pretrain.train_hed(PixelHED(), Pictures(CASES, SIZE), replace(settings, out=tmp_path / "b"))
+        train_pretrain.train_hed(PixelHED(), TrainingImages(CASES, SIZE), replace(settings, out=tmp_path / "b"))
 
 
 # ---- stage 2
@@ -241,7 +241,7 @@ def test_stage_2_warps_image_edge_and_mask_together(model, fine_tune, hint, warp
     frozen = check_trained(model, before, {"controlnet"})
     assert not any(parameter.requires_grad for parameter in frozen)
     check_inputs(steps)
-    pictures = Pictures(CASES, SIZE)
+    pictures = TrainingImages(CASES, SIZE)
     for step in steps:
         numbers, shown = cases_of(step.z_0), step.z_0.mean(1, keepdim=True) / SCALE
         image, mask = pictures.read(numbers)

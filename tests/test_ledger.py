@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from emit import ledger
-from emit.data.cache import Pictures
+from emit.data.cache import TrainingImages
 from emit.data.cases import Case
 from emit.errors import InputError
 from emit.ledger import Ledger, join, open_ledger
@@ -19,7 +19,7 @@ def make_case(name, grey):
 
 
 def hashes_of(*cases, read=None):
-    pictures = Pictures(list(cases), 8)
+    pictures = TrainingImages(list(cases), 8)
     pictures.batch(list(range(len(cases))) if read is None else read)
     return pictures.hashes
 

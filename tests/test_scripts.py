@@ -14,7 +14,7 @@ import train_finetune
 import train_pretrain
 import train_seg
 from emit import dataset, generate
-from emit.data.cache import Pictures
+from emit.data.cache import TrainingImages
 from emit.data.cases import read_cases
 from emit.data.images import decode
 from emit.data.phantom import write_phantoms
@@ -125,7 +125,7 @@ def test_a_test_case_that_the_generator_saw_stops_the_comparison(folder, monkeyp
     path = leaky / "fold1" / "ledger.json"
     splits = json.loads((leaky / "splits.json").read_text())
     case = next(c for c in read_cases(folder / "phantoms" / "BUSI").cases if c.id == splits[1]["test"][0])
-    pictures = Pictures([replace(case, id="harmless")], 32)
+    pictures = TrainingImages([replace(case, id="harmless")], 32)
     pictures.read([0])
     planted = join([read_ledger(path), Ledger().add("pre-training", pictures.hashes)])
     planted.write(leaky)

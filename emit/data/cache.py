@@ -47,7 +47,7 @@ class Batch:
         return [case.prompt for case in self.cases]
 
 
-class Pictures:
+class TrainingImages:
     """The cases' images and masks at training size; the `data` of a training run.
 
     A case without a mask has an empty one. hashes (N,) int64: the content hash of every picture that was read, 0 of the

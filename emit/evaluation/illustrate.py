@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from emit.data.cache import Pictures
+from emit.data.cache import TrainingImages
 from emit.data.images import decode
 from emit.evaluation.figures import attempt, save_contours, save_curves, save_generated, save_paired
 from emit.evaluation.predict import group_volumes
@@ -109,7 +109,7 @@ def collect_generated(settings, cases) -> list[dict]:
         first, original = lines[0], [case for case in cases if case.id == names[place]]
         samples = [decode(folder / "images" / line["file"]) / 127.5 - 1 for line in lines]
         edge, mask = (decode(folder / kind / first["file"]) for kind in ("edges", "masks"))
-        original = Pictures(original, first["size"]).image([0])[0, 0].numpy()
+        original = TrainingImages(original, first["size"]).image([0])[0, 0].numpy()
         prompt = first["prompt"]  # a text, or pairs of weight and text
         prompt = prompt if isinstance(prompt, str) else " + ".join(f"{weight:g} {text}" for weight, text in prompt)
         column = {"prompt": prompt, "original": original, "edge": edge / 255, "mask": mask, "samples": samples}

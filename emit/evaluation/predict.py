@@ -29,7 +29,7 @@ def group_volumes(cases) -> dict[str, list]:
 
 
 def validate(network, pictures) -> float:
-    """Return the mean Dice over cases and classes at training size. pictures: `emit.data.cache.Pictures`, not empty."""
+    """Return the mean Dice over cases and classes at training size. pictures: `emit.data.cache.TrainingImages`, not empty."""
     network.eval()
     found = {}
     for i, case in enumerate(pictures.cases):

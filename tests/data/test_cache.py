@@ -1,9 +1,9 @@
-"""Pictures are read once a batch, rows are computed alone, and what was read is counted."""
+"""TrainingImages are read once a batch, rows are computed alone, and what was read is counted."""
 
 import numpy as np
 import torch
 
-from emit.data.cache import Memo, Pictures
+from emit.data.cache import Memo, TrainingImages
 from emit.data.cases import Case
 from emit.data.similarity import content_hash
 
@@ -38,7 +38,7 @@ def test_rows_are_computed_once_while_they_fit_and_once_a_call_beyond():
 
 def test_a_batch_beyond_the_limit_is_decoded_once(monkeypatch):
     asked = []
-    pictures = Pictures(make_cases(4, asked), 8)
+    pictures = TrainingImages(make_cases(4, asked), 8)
     pictures.pairs.room = 0
     batch = pictures.batch([2, 1])
     assert asked == [2, 1]
@@ -48,7 +48,7 @@ def test_a_batch_beyond_the_limit_is_decoded_once(monkeypatch):
 
 def test_what_was_read_is_counted_by_content():
     cases = make_cases(4, [])
-    pictures = Pictures(cases, 8)
+    pictures = TrainingImages(cases, 8)
     pictures.read([3, 1])
     counted = pictures.hashes.numpy().view(np.uint64)
     assert counted.tolist() == [0, content_hash(cases[1].image), 0, content_hash(cases[3].image)]

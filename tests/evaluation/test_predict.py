@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from emit.data.cache import Pictures
+from emit.data.cache import TrainingImages
 from emit.data.cases import Case
 from emit.evaluation.predict import find_labels, predict, save_labels, score, validate
 
@@ -42,7 +42,7 @@ def slices_of(volume):
 def test_volumes_are_scored_whole_in_selection_and_in_the_test():
     cases = slices_of("a") + slices_of("b")
     # 64 pixels found rightly, 32 wrongly: 2 x 64 / (96 + 64) = 0.8; by slices it would be (1 + 0) / 2
-    assert validate(Fixed(), Pictures(cases, 8)) == pytest.approx(0.8, abs=1e-12)
+    assert validate(Fixed(), TrainingImages(cases, 8)) == pytest.approx(0.8, abs=1e-12)
     found = predict(Fixed(), cases, 8)
     assert list(found) == ["a", "b"]
     labels, target, spacing = found["a"]
