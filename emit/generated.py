@@ -6,7 +6,6 @@ generator, read by stage 3 and by the report.
 
 import hashlib
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from emit.data.cache import Memo
 from emit.data.images import decode
 from emit.errors import InputError
 from emit.files import write_bytes
+from emit.training.loop import read_lines
 
 KINDS = ("images", "masks", "edges")
 NAMED = 10  # leaked cases that an error spells out
@@ -57,13 +57,7 @@ def _digest(content):
 
 def read_manifest(folder: Path) -> list[dict]:
     """Return the lines of a fold's manifest as dicts ([]: none yet), without a last line that a kill cut off."""
-    entries, manifest = [], Path(folder) / "manifest.jsonl"
-    for line in manifest.read_text().splitlines() if manifest.exists() else []:
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return entries
+    return read_lines(Path(folder) / "manifest.jsonl")
 
 
 def is_whole(folder, line):

@@ -301,5 +301,17 @@ MUTANTS = [
     ("emit/training/settings.py", "sweep=(), out=settings.out", "out=settings.out", "tests/training/test_settings.py"),
     ("emit/training/settings.py", 'if first["sha256"] != file["sha256"]:', 'if False:', "tests/training/test_settings.py"),
     ("emit/demo.py", 'command += ["--resume"] if again else []', 'pass', "tests/test_demo.py"),
+    ("emit/training/distributed.py", 'if device.type == "cuda" and device.index is not None:',
+     'if device.type == "cuda":', "tests/training/test_distributed.py"),
+    ("emit/training/distributed.py", 'tensor[there] = part[there]', 'tensor[:] = part', "tests/training/test_distributed.py"),
+    ("emit/errors.py", 'if os.environ.get("RANK", "0") == "0":', 'if True:', "tests/test_ground.py"),
+    ("emit/dataset.py", 'json.dumps(about | {"folds": len(self.splits)}), ', '', "tests/test_dataset.py"),
+    ("emit/evaluation/illustrate.py", 'prompt if isinstance(prompt, str) else',
+     'prompt if True else', "tests/evaluation/test_report.py"),
+    ("emit/ledger.py", 'content_hash(image) if np.ptp(image) else 0', 'content_hash(image)', "tests/test_ledger.py"),
+    ("emit/training/settings.py", 'before | files', 'files', "tests/training/test_settings.py"),
+    ("train_seg.py", 'with run.ema_weights():', 'with torch.no_grad():', "tests/test_train_seg.py"),
+    ("train_seg.py", 'with run.autocast():', 'with torch.enable_grad():', "tests/test_train_seg.py"),
+    ("train_seg.py", 'if labelled.real_cases != settings.real_cases:', 'if False:', "tests/test_train_seg.py"),
 ]
 # fmt: on
