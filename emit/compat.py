@@ -13,12 +13,11 @@ DEVIATIONS = {
 
 
 def read_compat(words, program):
-    """Return the names that the words of --compat switch on in a program of DEVIATIONS: a sorted tuple.
+    """Return the names that the words of --compat switch on in a program of DEVIATIONS, sorted; "diffboost": all it has.
 
-    "diffboost" is all that the program has. The other program's names may stand beside its own, so that one flag serves
-    both (`foreign` returns them). Raises InputError for an unknown name.
+    The other program's names may stand beside its own: one flag serves both. Raises InputError for an unknown name.
     """
-    named, own = _split(words), DEVIATIONS[program]
+    named, own = {word.removeprefix("diffboost:") for word in words}, DEVIATIONS[program]
     for name in sorted(named - {"diffboost", *sum(DEVIATIONS.values(), ())}):
         raise InputError(f"--compat: {name} is unknown; choose from diffboost, {', '.join(own)}")
     return tuple(sorted(own if "diffboost" in named else named & set(own)))
@@ -26,8 +25,4 @@ def read_compat(words, program):
 
 def foreign(words, program):
     """Return the names among the words of --compat that belong to the other program."""
-    return tuple(sorted(_split(words) - {"diffboost", *DEVIATIONS[program]}))
-
-
-def _split(words):
-    return {name for word in words for name in word.removeprefix("diffboost:").split("|")}
+    return tuple(sorted({word.removeprefix("diffboost:") for word in words} - {"diffboost", *DEVIATIONS[program]}))

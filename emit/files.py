@@ -41,22 +41,12 @@ def write_atomic(path, write):
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save meets a full disk with a RuntimeError
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InputError(f"{path}: could not be written ({reason}); free space or choose another folder") from error
     finally:
         if temporary.exists():
             temporary.unlink()
-
-
-def _sync_folder(folder):
-    """Bring a folder's names to the disk, so that a crash of the machine cannot undo a rename."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_bytes(path, content):
@@ -76,8 +66,7 @@ def write_json(path, content, indent=None):
 
 def check_room(folder, size):
     """Refuse to begin where `size` bytes have no room: for results that are written after hours."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    Path(folder).mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < size:
         raise InputError(f"{folder}: has {free / 1e9:.1f} GB free, and the results need {size / 1e9:.1f}; free space")

@@ -58,14 +58,12 @@ class Ledger:
         Blank pictures are all alike, so they are no leak. A near-duplicate, or a slice read with another window, channel
         or axis, is another picture and is not found.
         """
-        seen = [(entry["stage"], np.load(io.BytesIO(self.lists[entry["hashes"]]))) for entry in self.entries]
         images = (case.image for case in cases)
         wanted = np.array([content_hash(image) if np.ptp(image) else 0 for image in images], np.uint64)  # 0: blank
         leaks = []
-        for stage, hashes in seen:
-            places = np.searchsorted(hashes, wanted).clip(max=max(len(hashes) - 1, 0))
-            hit = hashes[places] == wanted if len(hashes) else np.zeros(len(wanted), bool)
-            leaks += [(case.id, stage) for case, there in zip(cases, hit, strict=True) if there]
+        for entry in self.entries:
+            seen = np.isin(wanted, np.load(io.BytesIO(self.lists[entry["hashes"]])))
+            leaks += [(cases[number].id, entry["stage"]) for number in np.flatnonzero(seen)]
         return leaks
 
 
@@ -80,28 +78,20 @@ def join(ledgers):
 
 def open_ledger(path: Path, header: dict) -> Ledger:
     """Return the Ledger of a file with this header. Raises InputError where a list is missing, damaged or another."""
-    entries, lists = header.get("ancestry", []), {}
-    if not isinstance(entries, list) or not all(_is_entry(entry) for entry in entries):
-        raise InputError(f"{path}: its ancestry is damaged, so leaks cannot be ruled out; write the file anew")
-    for digest in {entry["hashes"] for entry in entries}:
-        whole = Path(path).absolute()
-        folders = [*([whole] if whole.is_dir() else []), whole.parent, whole.parent.parent]
-        places = [folder / "ledger" / f"{digest}.npy" for folder in folders]
+    path, lists = Path(path).absolute(), {}
+    try:
+        entries = [{name: entry[name] for name in ("stage", "cases", "hashes")} for entry in header.get("ancestry", [])]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: its ancestry is damaged, so leaks cannot be ruled out; write the file anew") from error
+    for name in {entry["hashes"] for entry in entries}:
+        places = [folder / "ledger" / f"{name}.npy" for folder in (path, path.parent, path.parent.parent)]
         file = next((place for place in places if place.is_file()), None)
         if file is None:
-            raise InputError(f"{places[0]}: is missing, and tells what {Path(path).name} was trained on; copy it along")
-        lists[digest] = file.read_bytes()
-        if hashlib.sha256(lists[digest]).hexdigest() != digest:
+            raise InputError(f"{places[1]}: is missing, and tells what {path.name} was trained on; copy it along")
+        lists[name] = file.read_bytes()
+        if hashlib.sha256(lists[name]).hexdigest() != name:
             raise InputError(f"{file}: is damaged, so leaks cannot be ruled out; copy it from where it was written")
     return Ledger(entries, lists)
-
-
-def _is_entry(entry):
-    kinds = {"stage": str, "cases": int, "hashes": str}
-    if not isinstance(entry, dict) or entry.keys() != kinds.keys():
-        return False
-    fits = all(isinstance(entry[name], kind) for name, kind in kinds.items())
-    return fits and len(entry["hashes"]) == 64 and entry["hashes"].isalnum()
 
 
 def read(path: Path) -> Ledger:
@@ -110,4 +100,4 @@ def read(path: Path) -> Ledger:
         header = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read, so leaks cannot be ruled out ({error}); generate anew") from error
-    return open_ledger(path, header if isinstance(header, dict) else {"ancestry": None})
+    return open_ledger(path, header)
