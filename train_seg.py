@@ -122,16 +122,15 @@ def open_labelled(settings):
 
 
 def open_folds(settings, labelled):
-    """Return the folds, after looking for too few cases, for leaks, and for generated images of cases not chosen here."""
+    """Return the folds, after looking for too few cases and for leaks."""
     folds = []
     for number, split in enumerate(labelled.splits):
         training = labelled.training(number)
         validation, test = (select(labelled.cases, ids) for ids in (split.validation, split.test))
         generated = None
         if settings.generated is not None:
-            generated = Generated(settings.generated / f"fold{number}", settings.size, settings.n)
+            generated = Generated(settings.generated / f"fold{number}", settings.n)
             generated.refuse_leaks(test)
-            generated.refuse_others(training)
         if "select_on_test" in settings.deviations:
             validation = test
         folds.append(Fold(number, labelled, training, validation, test, generated))

@@ -20,7 +20,6 @@ from emit.files import write_bytes
 from emit.training.loop import read_lines
 
 KINDS = ("images", "masks", "edges")
-NAMED = 10  # leaked cases that an error spells out
 CLIPPED = 0.95  # [choice] share of black and white pixels from which a picture is no picture
 
 
@@ -67,59 +66,42 @@ def is_whole(folder, line):
 
 
 class Generated:
-    """The generated images of one fold, by case.  images(case ids, rng): one random image of each, (B, 1, S, S)."""
+    """The generated images of one fold: of each case the first `limit`, or all."""
 
-    def __init__(self, folder: Path, size: int, limit: int | None = None):
-        self.folder = Path(folder)
-        self.manifest = self.folder / "manifest.jsonl"
-        self.lines = read_manifest(folder)
+    def __init__(self, folder: Path, limit: int | None = None):
+        self.folder, self.manifest = Path(folder), Path(folder) / "manifest.jsonl"
+        self.lines = [line for line in read_manifest(folder) if limit is None or line["index"] < limit]
         if not self.lines:
             raise InputError(f"{self.manifest}: is missing or empty; run python -m emit.generate for this fold first")
         self.by_case = {}
         for number, line in enumerate(self.lines):
-            if line["size"] != size:
-                words = f"images are {line['size']} pixels wide, not {size}"
-                raise InputError(f"{self.manifest}: {words}; give --size {line['size']}")
-            if limit is None or line["index"] < limit:
-                self.by_case.setdefault(line["case"], []).append(number)
-        broken = [line["file"] for line in self.lines if not is_whole(folder, line)]
-        if broken:
-            words = f"{broken[0]} and {len(broken) - 1} more are" if len(broken) > 1 else f"{broken[0]} is"
-            raise InputError(f"{self.folder}: {words} missing or changed; make it again with emit.generate --resume")
+            if not is_whole(folder, line):
+                raise InputError(f"{self.folder}: {line['file']} is missing or changed; run emit.generate --resume")
+            self.by_case.setdefault(line["case"], []).append(number)
         self.ledger = ledger.read(self.folder / "ledger.json")
         self.pictures = Memo(self._read)
 
     def images(self, cases: list[str], rng: torch.Generator) -> torch.Tensor:
-        """Draw one generated image for each case id."""
+        """Draw one generated image for each case id: (B, 1, S, S) in [-1, 1]."""
         missing = [case for case in cases if case not in self.by_case]
         if missing:
             raise InputError(f"{self.folder}: holds no image for case {missing[0]}; generate with the same splits")
-        chosen = [self.by_case[case] for case in cases]
         draws = torch.rand(len(cases), generator=rng).tolist()
-        return self.pictures([numbers[int(draw * len(numbers))] for numbers, draw in zip(chosen, draws, strict=True)])
+        chosen = zip((self.by_case[case] for case in cases), draws, strict=True)
+        return self.pictures([numbers[int(draw * len(numbers))] for numbers, draw in chosen])
 
     def pairs(self):
-        """Yield (case id, image (1, 1, S, S), mask (S, S)) of every generated image that is used."""
-        for number in sorted(n for numbers in self.by_case.values() for n in numbers):
-            line = self.lines[number]
+        """Yield (case id, image (1, 1, S, S), mask (S, S)) of every generated image."""
+        for number, line in enumerate(self.lines):
             yield line["case"], self.pictures([number]), decode(self.folder / "masks" / line["file"])
 
     def refuse_leaks(self, cases):
         """Raise InputError where a test case was seen by the model that made the images, or by one of its ancestors."""
         leaks = self.ledger.find(cases)
         if leaks:
-            named = ", ".join(f"{case} in {stage}" for case, stage in leaks[:NAMED])
-            more = f" and {len(leaks) - NAMED} more" if len(leaks) > NAMED else ""
-            words = f"test cases were seen by the generator or what it came from: {named}{more}"
+            named = ", ".join(f"{case} in {stage}" for case, stage in leaks[:10])
+            words = f"{len(leaks)} test cases were seen by the generator or what it came from, such as {named}"
             raise InputError(f"{self.folder}: {words}; train without the test cases, on the same splits")
-
-    def refuse_others(self, cases):
-        """Raise InputError where the generator was fine-tuned on the fold with more cases than these, which it so sees."""
-        known = {case.id for case in cases}
-        more = [case for case in self.by_case if case not in known]
-        if more:
-            words = f"holds images of {len(more)} training cases that this run leaves out, {more[0]} among them"
-            raise InputError(f"{self.folder}: {words}; fine-tune and generate with the same --real-cases and splits")
 
     def _read(self, numbers):
         (number,) = numbers
