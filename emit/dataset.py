@@ -17,7 +17,6 @@ import torch
 
 from emit import errors
 from emit.data.cases import read_cases
-from emit.data.edges import HINTS
 from emit.data.similarity import near_duplicate_groups, with_groups
 from emit.data.splits import make_splits, read_splits, select, write_splits
 from emit.errors import InputError
@@ -45,12 +44,8 @@ class SetSettings(Limited):
     slabs: int = setting(0, "[choice] 0: none", help="cut volumes into slabs that count as patients; for one volume", low=0)
     folds: int = setting(3, "[paper]", help="cross-validation folds", low=2)
     splits: Path | None = setting(None, "[choice] made from the seed", help="splits.json or nnU-Net's splits_final.json")
-    validation: float = setting(
-        0.2, "[choice] the test fold picks nothing", help="share of training cases for selection", low=0, below=1
-    )
-    duplicates: float = setting(
-        0.9, "[choice] as measured on BUSI", help="correlation from which images share a group", low=0, high=1
-    )
+    validation: float = setting(0.2, "[choice] the test fold picks nothing", help="share of training cases", low=0, below=1)
+    duplicates: float = setting(0.9, "[choice] as measured on BUSI", help="correlation of one group's images", low=0, high=1)
     seed: int = setting(0, "[choice] any number", help="seed of the splits")
 
 
@@ -72,10 +67,15 @@ class LabelledSet:
     seed: int = 0
 
     @property
-    def names(self) -> list[str]:
-        """What identifies the set wherever it lies: the ids, how it is read, and the splits."""
+    def reading(self) -> dict:
+        """How the set is read and split, as JSON has it."""
         about = {f.name: to_plain(getattr(self.about, f.name)) for f in fields(SetSettings) if f.name not in ("data", "splits")}
-        return [*(case.id for case in self.cases), json.dumps(about | {"folds": len(self.splits)}), *map(str, self.splits)]
+        return about | {"folds": len(self.splits)}
+
+    @property
+    def names(self) -> list[str]:
+        """What identifies the set wherever it lies."""
+        return [*(case.id for case in self.cases), json.dumps(self.reading), *map(str, self.splits)]
 
     def training(self, fold: int) -> list:
         """Return a fold's training cases: all, or real_cases of them in an order that the seed draws, so that sets nest."""
@@ -124,8 +124,7 @@ def read_set(about: SetSettings) -> LabelledSet:
 
 def write_set(folder: Path, labelled: LabelledSet):
     """Write set.json (how the set is read, and what later programs take over) and splits.json."""
-    about = {f.name: to_plain(getattr(labelled.about, f.name)) for f in fields(SetSettings) if f.name != "splits"}
-    about |= {"data": str(labelled.about.data.absolute()), "folds": len(labelled.splits)}
+    about = {"data": str(labelled.about.data.absolute()), **labelled.reading}
     write_splits(Path(folder) / SPLITS, labelled.splits)
     write_json(Path(folder) / DATASET, {"set": about, "run": {name: getattr(labelled, name) for name in TAKEN_OVER}}, indent=2)
 
@@ -135,10 +134,7 @@ def read_description(path):
     try:
         content = json.loads(Path(path).read_text())
         about = {name: tuple(value) if isinstance(value, list) else value for name, value in content["set"].items()}
-        run = {name: content["run"][name] for name in TAKEN_OVER}
-        if run["hint"] not in (None, *HINTS):
-            raise ValueError(f"unknown hint {run['hint']}")
-        return SetSettings(**{**about, "data": Path(about["data"])}), run
+        return SetSettings(**about | {"data": Path(about["data"])}), {name: content["run"][name] for name in TAKEN_OVER}
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a folder of stage 2 or of the generator") from error
     except (ValueError, TypeError, KeyError) as error:
@@ -163,8 +159,7 @@ def check_size(size, sizes):
     """Refuse a --size whose latents the UNet cannot halve as often as it does. sizes: `emit.model.Sizes`."""
     step = sizes.vae.factor * 2 ** (len(sizes.unet.channel_mult) - 1)
     if size % step:
-        near = [str(value) for value in (size // step * step, size // step * step + step) if value]
-        raise InputError(f"--size: is {size}, and the networks need a multiple of {step}; give {' or '.join(near)}")
+        raise InputError(f"--size: is {size}; give a multiple of {step}, as the networks need it")
 
 
 def cut_slabs(cases, count):
