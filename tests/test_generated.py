@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -55,8 +54,8 @@ def test_a_picture_that_is_not_as_it_was_written_is_seen(folder, kind, change):
     {"gone": path.unlink, "cut": lambda: path.write_bytes(path.read_bytes()[:-3]),
      "another": lambda: shutil.copy(other, path)}[change]()  # fmt: skip
     assert [is_whole(folder, line) for line in lines] == [True, False]
-    with pytest.raises(InputError, match=r"b_000.png is missing or changed; make it again"):
-        Generated(folder, 4)
+    with pytest.raises(InputError, match=r"b_000.png is missing or changed"):
+        Generated(folder)
 
 
 def test_a_line_that_a_kill_cut_off_is_none(folder):
@@ -65,13 +64,6 @@ def test_a_line_that_a_kill_cut_off_is_none(folder):
     assert [line["file"] for line in read_manifest(folder)] == ["a_000.png"]
     assert read_manifest(folder / "nowhere") == []
     with pytest.raises(InputError, match="is missing or empty"):
-        Generated(folder / "nowhere", 4)
-
-
-def test_images_of_cases_that_a_run_leaves_out_are_refused(folder):
-    generated = Generated(folder, 4)
-    generated.refuse_others([SimpleNamespace(id="a"), SimpleNamespace(id="b")])
-    with pytest.raises(InputError, match="images of 1 training cases that this run leaves out, b among them"):
-        generated.refuse_others([SimpleNamespace(id="a")])
-    with pytest.raises(InputError, match="holds no image for case c"):
-        generated.images(["c"], None)
+        Generated(folder / "nowhere")
+    with pytest.raises(InputError, match="holds no image for case b"):
+        Generated(folder).images(["a", "b"], None)

@@ -20,16 +20,6 @@ from emit.seeds import SeededNoise, generator, seed_from
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_input_error_is_one_line_and_exit_code_2(capsys, handlers):
-    def main():
-        raise InputError("a.png: is\n  broken; remove it")
-
-    with pytest.raises(SystemExit) as stopped:
-        run(main)
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err == "error: a.png: is broken; remove it\n"
-
-
 @pytest.fixture
 def handlers():
     """Give the signals back to pytest."""
@@ -38,6 +28,18 @@ def handlers():
     errors._Deferred.signal = None
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+def test_input_error_is_one_line_and_exit_code_2_and_other_errors_are_not_hidden(capsys, handlers):
+    def main(error):
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        run(lambda: main(InputError("a.png: is\n  broken; remove it")))
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: a.png: is broken; remove it\n"
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: main(ZeroDivisionError()))
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -101,17 +103,9 @@ def test_every_installed_command_has_a_main():
         assert module == "emit.commands" and callable(getattr(commands, name))
 
 
-def test_other_errors_are_not_hidden(handlers):
-    with pytest.raises(ZeroDivisionError):
-        run(lambda: 1 / 0)
-
-
-def test_seed_is_the_head_of_a_sha256():
+def test_a_seed_is_the_head_of_a_sha256_and_tells_its_parts_apart():
     digest = hashlib.sha256(b"a\x1f1").hexdigest()
     assert seed_from("a", 1) == int(digest[:16], 16) // 2 == 4742018630964328543
-
-
-def test_seed_tells_its_parts_apart():
     seeds = {seed_from(*parts) for parts in [("a", 1), ("a", 2), ("a1",), (1, "a"), ("a", 1, ""), ("a", 11), ("a1", 1)]}
     assert len(seeds) == 7
     assert all(0 <= seed < 2**63 for seed in seeds)
@@ -137,34 +131,28 @@ def test_seeded_noise_is_standard_normal():
     assert abs(noise.var() - 1) < 0.018  # 4 sqrt(2 / 1e5)
 
 
-def test_sha256_of_a_known_text(tmp_path):
+def test_sha256_of_a_known_text_and_of_a_missing_file(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")  # the example of FIPS 180-2, appendix B.1
     assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-
-
-def test_sha256_of_a_missing_file_is_the_users_error(tmp_path):
     with pytest.raises(InputError, match=r"nothing\.bin: cannot be read"):
         sha256(tmp_path / "nothing.bin")
 
 
-def test_write_atomic_creates_and_replaces(tmp_path):
+def test_write_atomic_creates_a_file_and_replaces_it_at_once(tmp_path):
     path = tmp_path / "new" / "file.txt"
-    for text in ("first", "second"):
-        write_atomic(path, lambda temporary, text=text: temporary.write_text(text))
-        assert path.read_text() == text
-    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
-
-
-def test_write_atomic_shows_no_half_file(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("old")
 
     def write(temporary):
         assert temporary.parent == path.parent  # the same disk: the last step is a rename
         temporary.write_text("half")
-        assert path.read_text() == "old"
+        assert not path.exists() or path.read_text() == "first"
+        temporary.write_text(text)
 
-    write_atomic(path, write)
+    for text in ("first", "second"):
+        write_atomic(path, write)
+        assert path.read_text() == text
+    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+    with pytest.raises(InputError, match="could not be written"):
+        write_atomic(path / "inside.txt", write)  # that is no folder
 
 
 @pytest.mark.parametrize(
@@ -188,9 +176,3 @@ def test_write_atomic_keeps_the_old_file_when_writing_fails(tmp_path, failure, s
         write_atomic(path, write)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
-
-
-def test_write_atomic_into_something_that_is_no_folder(tmp_path):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match="could not be written"):
-        write_atomic(tmp_path / "file" / "inside.txt", lambda temporary: temporary.write_text("y"))

@@ -37,17 +37,13 @@ def test_a_picture_is_found_by_its_content_in_every_ancestor(tmp_path):
     assert found.find(tests) == [("planted", "pre-training"), ("x", "hed"), ("y", "fine-tuning")]
 
 
-def test_only_pictures_that_were_read_are_on_it():
-    cases = [make_case("a", 0.1), make_case("b", 0.2)]
-    written = Ledger().add("x", hashes_of(*cases, read=[1]))
-    assert written.entries[0]["cases"] == 1 and written.find(cases) == [("b", "x")]
-    assert Ledger().find(cases) == [] and Ledger().add("x", torch.zeros(3, dtype=torch.int64)).find(cases) == []
-
-
-def test_blank_pictures_are_no_leak():
+def test_only_pictures_that_were_read_are_on_it_and_blank_ones_are_no_leak():
     """The first slices of two volumes are black and equal, and say nothing of a patient."""
     blank = Case("first", "p", "", "", "x", lambda path: (np.full((4, 4), -1, np.float32), None))
-    assert Ledger().add("x", hashes_of(blank)).find([blank]) == []
+    cases = [make_case("a", 0.1), make_case("b", 0.2), blank]
+    written = Ledger().add("x", hashes_of(*cases, read=[1, 2]))
+    assert written.entries[0]["cases"] == 2 and written.find(cases) == [("b", "x")]
+    assert Ledger().find(cases) == [] and Ledger().add("x", torch.zeros(3, dtype=torch.int64)).find(cases) == []
 
 
 @pytest.mark.parametrize("fault", ["gone", "cut", "another"])
@@ -61,7 +57,7 @@ def test_a_list_that_is_not_whole_is_refused(tmp_path, fault):
         open_ledger(tmp_path / "model.safetensors", written.header)
 
 
-@pytest.mark.parametrize("ancestry", [None, ["x"], [{"stage": "x", "cases": 1}], [{"stage": "x", "cases": 1, "hashes": "../a"}]])
+@pytest.mark.parametrize("ancestry", [None, ["x"], [{"stage": "x", "cases": 1}], {"stage": "x"}])
 def test_a_damaged_ancestry_is_refused(tmp_path, ancestry):
     (tmp_path / "ledger.json").write_text(json.dumps({"ancestry": ancestry}))
     with pytest.raises(InputError, match="ancestry is damaged"):
