@@ -12,8 +12,8 @@ def command(module, again="--resume"):
 
 demo = command("emit.demo", "")
 pretrain = command("train_pretrain")
-dataset = command("emit.dataset", None)
+dataset = command("emit.dataset", "")
 finetune = command("train_finetune")
 generate = command("emit.generate")
 seg = command("train_seg")
-checkpoints = command("emit.checkpoints.__main__", None)
+checkpoints = command("emit.checkpoints.__main__", "")

@@ -53,8 +53,8 @@ class SetSettings(Limited):
 class LabelledSet:
     """cases: all Cases; classes: names, background first; splits: one Split per fold; about: how it was read.
 
-    Stage 2 adds, and later programs take over: size in pixels; hint, a kind of `emit.data.edges.HINTS`; real_cases, how
-    many training cases a fold keeps (None: all), drawn by seed.
+    Stage 2 adds: size in pixels; hint, a kind of `emit.data.edges.HINTS`; real_cases, how many training cases a fold keeps
+    (None: all), drawn by seed.
     """
 
     cases: list
@@ -108,8 +108,12 @@ def read_set(about: SetSettings) -> LabelledSet:
     window = about.window or None
     if window is not None and not (len(window) == 2 and window[0] < window[1]):
         raise InputError(f"--window: is {','.join(map(str, window))}; give the lower and the upper HU, as --window=-160,240")
+    pairs = [pair.partition(":") for pair in about.labels]
+    if not all(value and name for value, _, name in pairs):
+        raise InputError(f"--labels: {','.join(about.labels)} is not value:class,value:class, such as 1:spleen,5:liver")
+    labels = {int(value) if value.isdecimal() else value: name for value, _, name in pairs}
     options = {name: getattr(about, name) for name in ("prompt", "modality", "channel", "axis", "group")}
-    found = read_cases(about.data, about.layout, window=window, labels=read_labels(about.labels), **options)
+    found = read_cases(about.data, about.layout, window=window, labels=labels or None, **options)
     if not found.classes:
         raise InputError(f"{about.data}: has no masks; give a labelled set")
     cases = cut_slabs(found.cases, about.slabs) if about.slabs else found.cases
@@ -184,14 +188,6 @@ def choose_folds(fold, splits):
     return [int(fold)]
 
 
-def read_labels(pairs):
-    """Turn ("1:spleen", "red:tumour") into {1: "spleen", "red": "tumour"}, None where there are none."""
-    parts = [pair.partition(":") for pair in pairs]
-    if any(not (value and name) for value, _, name in parts):
-        raise InputError(f"--labels: {','.join(pairs)} is not value:class,value:class; write for instance 1:spleen,5:liver")
-    return {int(value) if value.isascii() and value.isdigit() else value: name for value, _, name in parts} or None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Settings(SetSettings):
     """Describe a labelled set once: how it is read and split. A folder of images and masks in, set.json out."""
@@ -213,4 +209,4 @@ def main():
 
 
 if __name__ == "__main__":
-    errors.run(main, again=None)
+    errors.run(main, again="")

@@ -5,7 +5,6 @@ import os
 import shlex
 import signal
 import sys
-from pathlib import Path
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # Ctrl-C, and what clusters send
 
@@ -46,16 +45,13 @@ def _receive(number, frame):
 
 def program():
     """Return the words that started this program, such as ["python", "-m", "emit.generate"], without its flags."""
-    spec, name = getattr(sys.modules["__main__"], "__spec__", None), Path(sys.argv[0]).name
-    if spec is None or spec.name == "__main__":
-        return ["python", name] if name.endswith(".py") else [name]
-    return ["python", "-m", spec.name.removesuffix(".__main__")]
+    return ["python", *sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]]
 
 
 def run(main, again="--resume"):
     """Call main(). An InputError becomes its one line on stderr and exit code 2, a signal exit code 128 + its number.
 
-    again: the flag with which the same command goes on ("": none is needed; None: it starts anew).
+    again: the flag with which the same command goes on, if it needs one.
     """
     for number in SIGNALS:
         signal.signal(number, _receive)
@@ -66,10 +62,9 @@ def run(main, again="--resume"):
         sys.exit(2)
     except Stopped as stopped:
         number = stopped.args[0]
-        words = [*program(), *sys.argv[1:], *([again] if again and again not in sys.argv else [])]
-        remedy = "" if again is None else f"; go on with: {shlex.join(words)}"
+        words = shlex.join([*program(), *sys.argv[1:], *([again] if again and again not in sys.argv else [])])
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            remedy = f"; go on with the same torchrun command and {again}"
+            words = f"the same torchrun command and {again}"
         if os.environ.get("RANK", "0") == "0":
-            print(f"\nstopped by {signal.Signals(number).name}{remedy}", file=sys.stderr)
+            print(f"\nstopped by {signal.Signals(number).name}; go on with: {words}", file=sys.stderr)
         sys.exit(128 + number)

@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from emit import checkpoints, errors
-from emit.compat import DEVIATIONS, read_compat
+from emit.compat import read_compat
 from emit.data.cache import TrainingImages
 from emit.data.edges import edge_agreement, make_hint
 from emit.data.prompts import add_phrase, draw_phrase, gray_sketch
@@ -51,21 +51,13 @@ class Settings(Limited):
     eta: float = setting(0.0, "[authors' code]", help="DDIM's noise, 0 to 1", low=0, high=1)
     spacing: Literal["trailing", "leading"] = setting("trailing", "[choice] starts at the noisiest t", help="kept timesteps")
     guidance: float = setting(2.0, "[choice] see docs/paper.md; [authors' code]: 9", paper=9.0, help="guidance weight")
-    guided: Literal["text", "text+hint"] = setting(
-        "text+hint", "[choice] lesions follow their mask; [authors' code]: text", paper="text", help="what guidance drives"
-    )
+    guided: Literal["text", "text+hint"] = setting("text+hint", "[choice] docs/paper.md", paper="text", help="what guidance drives")
     strength: float = setting(1.0, "[authors' code]", help="control strength")
     guess_mode: Literal["original", "diffusers"] | None = setting(None, "[authors' code]", help="falling control scales")
-    phrases: str = setting(
-        "none", "[choice] only models that know words", paper="words", help="none, words (Fig. 1), or the weight of phrases' states"
-    )
+    phrases: str = setting("none", "[choice] for models that know words", paper="words", help="none, words, or their weight")
     negative: str = setting("", "[choice] no natural-image words", help="text of the unconditional half")
-    compat: tuple[str, ...] = setting(
-        (), "[authors' code]", help="diffboost, or diffboost:" + ",".join(DEVIATIONS["emit.generate"])
-    )
-    sweep: tuple[str, ...] = setting(
-        (), "[choice] none", help="guidance=V,V,... or strength=V,V,...: one set of images in --out for each value"
-    )
+    compat: tuple[str, ...] = setting((), "[authors' code]", help="diffboost, or diffboost:NAME,... (see docs/paper.md)")
+    sweep: tuple[str, ...] = setting((), "[choice] none", help="guidance=V,V,... or strength=V,V,...: a folder for each value")
     seed: int = setting(0, "[choice] any number", help="seed of the draws")
     batch: int = setting(32, "[choice] memory", paper=8, help="images at a time", may_change=True, low=1)
     precision: Literal["float32", "bf16"] = setting("float32", "[authors' code]", help="of the forward passes")

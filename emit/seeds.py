@@ -17,15 +17,11 @@ def generator(*parts):
 
 
 class SeededNoise:
-    """A stream of standard normal tensors (B, *shape), row b drawn on the CPU from seed b alone.
+    """A stream of standard normal tensors (B, *shape), row b drawn on the CPU from seed b alone: the same in any batch."""
 
-    So an image is the same in any batch, shard or restart.
-    """
-
-    def __init__(self, seeds, shape, device="cpu", dtype=torch.float32):
+    def __init__(self, seeds, shape, device="cpu"):
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.shape, self.device, self.dtype = shape, device, dtype
+        self.shape, self.device = shape, device
 
     def __call__(self):
-        rows = [torch.randn(self.shape, generator=g) for g in self.generators]
-        return torch.stack(rows).to(self.device, self.dtype)
+        return torch.stack([torch.randn(self.shape, generator=g) for g in self.generators]).to(self.device)

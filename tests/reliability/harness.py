@@ -76,35 +76,21 @@ class Points:
         return wrapped
 
     def open(self, path, mode="r", *arguments, **options):
-        """Open a file: one that is appended to has points of its own, one that is written in place is empty at its point."""
+        """Open a file: one that is written in place is empty at its point; lines are appended in halves, a point before each."""
         file = OPEN(path, mode, *arguments, **options)
+        whole = file.write
+
+        def write(text):
+            for what, half in (("line", text[: len(text) // 2]), ("rest of line", text[len(text) // 2 :])):
+                self.here(what, path)
+                whole(half)
+                file.flush()
+
         if mode == "a":
-            return Appended(file, self)
-        if mode[0] == "w" and not str(path).endswith(".tmp"):
+            file.write = write
+        elif mode[0] == "w" and not str(path).endswith(".tmp"):
             self.here("empty", path)
         return file
-
-
-class Appended:
-    """A file whose lines reach the disk in two halves."""
-
-    def __init__(self, file, points):
-        self.file, self.points = file, points
-
-    def write(self, text):
-        for what, half in (("line", text[: len(text) // 2]), ("rest of line", text[len(text) // 2 :])):
-            self.points.here(what, self.file.name)
-            self.file.write(half)
-            self.file.flush()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.file.close()
-
-    def __getattr__(self, name):
-        return getattr(self.file, name)
 
 
 def child(name, words, log, fault, points):
@@ -120,7 +106,8 @@ def child(name, words, log, fault, points):
         shutil.copyfile, builtins.open = points.before(shutil.copyfile, 1), points.open
     if fault is not None:
         fault()
-    sys.argv = [name, *words]
+    sys.argv, started = [name, *words], ["-m", PACKAGED[name]] if name in PACKAGED else [SCRIPTS[name]]
+    sys.orig_argv = ["python", *started, *words]
     if name in PACKAGED:
         runpy.run_module(PACKAGED[name], run_name="__main__", alter_sys=True)
     else:
@@ -199,19 +186,19 @@ def compare(one, other):
     return sorted(names[0] ^ names[1]) + [name for name in both if not _same(one / name, other / name)]
 
 
+UNLIKE = {  # what may differ in a kind of file
+    ".jsonl": r'"images_per_second": [\d.]+',
+    ".json": r'"resume": (true|false)',
+    ".html": r"resume</td><td>\w+( \(given\))?",
+}
+
+
 def _same(one, other):
     if one.name == "state.pt":
         return _equal(*(torch.load(path, weights_only=True) for path in (one, other)))
     if one.suffix in UNLIKE:
-        return UNLIKE[one.suffix](one.read_text()) == UNLIKE[one.suffix](other.read_text())
+        return len({re.sub(UNLIKE[one.suffix], "", path.read_text()) for path in (one, other)}) == 1
     return one.read_bytes() == other.read_bytes()
-
-
-UNLIKE = {
-    ".jsonl": lambda text: re.sub(r'"images_per_second": [\d.]+', "", text),
-    ".json": lambda text: re.sub(r'"resume": (true|false)', "", text),
-    ".html": lambda text: re.sub(r"resume</td><td>\w+( \(given\))?", "", text),
-}
 
 
 def _equal(one, other):

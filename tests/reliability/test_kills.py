@@ -9,6 +9,7 @@ from harness import SCRIPTS, Points
 
 EVERY = int(os.environ.get("EMIT_EVERY", 4))  # 1: a kill at every write; 4: at every fourth from the last on
 MOMENTS = int(os.environ.get("EMIT_MOMENTS", 3))  # random ones, in each program
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("name", SCRIPTS)]
 
 
 def resume(programs, name):
@@ -17,42 +18,31 @@ def resume(programs, name):
     return programs.differences(name) if code == 0 else f"exit code {code}: {programs.said()[-500:]}"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SCRIPTS)
 def test_a_kill_at_any_write_changes_nothing(programs, name):
-    writes = programs.writes[name]
+    writes, wrong = programs.writes[name], {}
     print(f"{name}: {len(writes)} writes")
-    wrong = {}
     for at, write in list(enumerate(writes))[::-EVERY]:
         programs.begin(name)
         assert programs.run(name, points=Points(programs.root / name, at)) == -signal.SIGKILL
-        wrong[at, write] = resume(programs, name)
-    programs.restore(name)
-    assert {point: found for point, found in wrong.items() if found} == {}
+        if found := resume(programs, name):
+            wrong[at, write] = found
+    assert wrong == {}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SCRIPTS)
 def test_a_kill_at_a_random_moment_changes_nothing(programs, name):
     rng, wrong = random.Random(name), {}
     for _ in range(MOMENTS):
         seconds = rng.uniform(0, programs.seconds[name])
         programs.begin(name)
-        code = programs.run(name, after=seconds)
-        assert code in (0, -signal.SIGKILL)  # 0: it was done before
-        wrong[seconds] = resume(programs, name)
-    programs.restore(name)
-    assert {moment: found for moment, found in wrong.items() if found} == {}
+        assert programs.run(name, after=seconds) in (0, -signal.SIGKILL)  # 0: it was done before
+        if found := resume(programs, name):
+            wrong[seconds] = found
+    assert wrong == {}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SCRIPTS)
 def test_two_kills_in_one_run_change_nothing(programs, name):
-    """The second meets a folder that a resumed run is working in; at its last write."""
-    middle = len(programs.writes[name]) // 2
+    """The second meets a folder that a resumed run is working in."""
     programs.begin(name)
-    assert programs.run(name, points=Points(programs.root / name, middle)) == -signal.SIGKILL
-    assert programs.run(name, "--resume", points=Points(programs.root / name, 3)) == -signal.SIGKILL
-    wrong = resume(programs, name)
-    programs.restore(name)
-    assert not wrong
+    for at, words in ((len(programs.writes[name]) // 2, []), (3, ["--resume"])):
+        assert programs.run(name, *words, points=Points(programs.root / name, at)) == -signal.SIGKILL
+    assert not resume(programs, name)
