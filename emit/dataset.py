@@ -67,7 +67,7 @@ class LabelledSet:
     seed: int = 0
 
     @property
-    def reading(self) -> dict:
+    def description(self) -> dict:
         """How the set is read and split, as JSON has it."""
         about = {f.name: to_plain(getattr(self.about, f.name)) for f in fields(SetSettings) if f.name not in ("data", "splits")}
         return about | {"folds": len(self.splits)}
@@ -75,7 +75,7 @@ class LabelledSet:
     @property
     def names(self) -> list[str]:
         """What identifies the set wherever it lies."""
-        return [*(case.id for case in self.cases), json.dumps(self.reading), *map(str, self.splits)]
+        return [*(case.id for case in self.cases), json.dumps(self.description), *map(str, self.splits)]
 
     def training(self, fold: int) -> list:
         """Return a fold's training cases: all, or real_cases of them in an order that the seed draws, so that sets nest."""
@@ -128,7 +128,7 @@ def read_set(about: SetSettings) -> LabelledSet:
 
 def write_set(folder: Path, labelled: LabelledSet):
     """Write set.json (how the set is read, and what later programs take over) and splits.json."""
-    about = {"data": str(labelled.about.data.absolute()), **labelled.reading}
+    about = {"data": str(labelled.about.data.absolute()), **labelled.description}
     write_splits(Path(folder) / SPLITS, labelled.splits)
     write_json(Path(folder) / DATASET, {"set": about, "run": {name: getattr(labelled, name) for name in TAKEN_OVER}}, indent=2)
 
