@@ -104,7 +104,7 @@ def open_set(path: Path, data: Path | None = None) -> LabelledSet:
 
 
 def read_set(about: SetSettings) -> LabelledSet:
-    """Read and split a set. about: SetSettings."""
+    """Read and split a set."""
     window = about.window or None
     if window is not None and not (len(window) == 2 and window[0] < window[1]):
         raise InputError(f"--window: is {','.join(map(str, window))}; give the lower and the upper HU, as --window=-160,240")
@@ -174,7 +174,7 @@ def cut_slabs(cases, count):
     depth = Counter(case.volume for case in cases)
     if None in depth:
         raise InputError(f"{cases[0].path}: --slabs cuts volumes, and these are flat pictures; leave it out")
-    first = {case.volume: min(c.index for c in cases if c.volume == case.volume) for case in cases}
+    first = {case.volume: case.index for case in sorted(cases, key=lambda case: -case.index)}
     slabs = [f"{c.volume}/slab{(c.index - first[c.volume]) * count // depth[c.volume]}" for c in cases]
     return [replace(case, group=slab, volume=slab) for case, slab in zip(cases, slabs, strict=True)]
 
