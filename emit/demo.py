@@ -6,7 +6,6 @@ preset: phantom anatomy of 64 pixels in the public folder layouts, minutes on tw
 
 import argparse
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -18,25 +17,16 @@ from emit.data.phantom import write_phantoms
 
 def commands(folder):
     """Return the four commands of a whole run, as lists of words, on the phantoms in folder/phantoms."""
-    phantoms, pretrained = folder / "phantoms", folder / "pretrain"
-    python = [sys.executable]
+    phantoms, pretrained, generated = folder / "phantoms", folder / "pretrain", folder / "generated"
     model = ["--model", pretrained / "model.safetensors", "--hed", pretrained / "hed.safetensors"]
     data = ["--data", phantoms / "radiology_ai", "--boundaries", phantoms / "boundaries"]
     lines = [
         ["train_pretrain.py", *data, "--out", pretrained],
         ["train_finetune.py", "--data", phantoms / "BUSI", *model, "--out", folder / "finetune"],
-        ["-m", "emit.generate", *model, "--finetuned", folder / "finetune", "--out", folder / "generated"],
-        ["train_seg.py", "--generated", folder / "generated", "--arms", "paper", "--out", folder / "seg"],
+        ["-m", "emit.generate", *model, "--finetuned", folder / "finetune", "--out", generated],
+        ["train_seg.py", "--generated", generated, "--arms", "paper", "--out", folder / "seg"],
     ]
-    return [[*python, *map(str, line)] for line in lines]
-
-
-def write_whole(folder, write):
-    """Write a folder under a temporary name first, so that it is whole or not there."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    write(temporary)
-    temporary.rename(folder)
+    return [[sys.executable, *map(str, line)] for line in lines]
 
 
 def call(command):
@@ -59,12 +49,12 @@ def main():
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", nargs="?", type=Path, default=Path("runs/demo"))
     folder = parser.parse_args().folder.resolve()
-    again = (folder / "phantoms").is_dir()
-    if not again and folder.exists() and any(path.name != ".phantoms.tmp" for path in folder.iterdir()):
-        raise errors.InputError(f"{folder}: already holds something that is no demo; give another folder")
-    began = time.monotonic()
+    phantoms, began = folder / "phantoms", time.monotonic()
+    again = phantoms.is_dir()
     if not again:
-        write_whole(folder / "phantoms", write_phantoms)
+        if folder.exists() and any(path.name != ".phantoms.tmp" for path in folder.iterdir()):
+            raise errors.InputError(f"{folder}: already holds something that is no demo; give another folder")
+        write_phantoms(phantoms)
     for command in commands(folder):
         command += ["--resume"] if again else []
         print("\n$ " + shlex.join(["python", *command[1:]]), flush=True)

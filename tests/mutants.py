@@ -27,9 +27,9 @@ FREQUENCIES = "torch.arange(half, dtype=torch.float32, device=t.device) / half"
 MUTANTS = [
     # networks
     (VAE, "nn.GroupNorm(config.groups, channels, eps=1e-6)", "nn.GroupNorm(config.groups, channels, eps=1e-5)", GOLDEN),
-    (VAE, "F.pad(x, (0, 1, 0, 1))", "F.pad(x, (1, 1, 1, 1))", "tests/networks/test_vae.py"),
-    (VAE, "F.pad(x, (0, 1, 0, 1))", "F.pad(x, (1, 1, 1, 1))", GOLDEN),
-    (VAE, "F.pad(x, (0, 1, 0, 1))", "F.pad(x, (1, 0, 1, 0))", GOLDEN),
+    (VAE, "nn.ZeroPad2d((0, 1, 0, 1))", "nn.ZeroPad2d((1, 1, 1, 1))", "tests/networks/test_vae.py"),
+    (VAE, "nn.ZeroPad2d((0, 1, 0, 1))", "nn.ZeroPad2d((1, 1, 1, 1))", GOLDEN),
+    (VAE, "nn.ZeroPad2d((0, 1, 0, 1))", "nn.ZeroPad2d((1, 0, 1, 0))", GOLDEN),
     (VAE, "self.post_quant_conv(z / self.scale)", "self.post_quant_conv(z)", GOLDEN),
     (VAE, "return self.scale * (self.mean + torch", "return (self.mean + torch", "tests/networks/test_vae.py"),
     (VAE, "torch.exp(0.5 * self.log_variance) * noise", "torch.exp(self.log_variance) * noise", "tests/networks/test_vae.py"),

@@ -2,7 +2,8 @@
 
 Not a simulation: what each modality keeps of its physics stands at its function, and nothing clinical follows from it.
 Rows run from anterior to posterior (ultrasound: from the skin down), columns from the patient's right to left. Lengths
-are fractions of half the picture's width. Every random draw comes from the numpy generator that is passed in.
+are fractions of half the picture's width. Random draws come from two numpy generators: `patient`, which gives every
+picture of a patient the same anatomy, and `rng`, the picture's own.
 """
 
 from collections import namedtuple
@@ -10,19 +11,12 @@ from collections import namedtuple
 import numpy as np
 from scipy import ndimage
 
-DYNAMIC_RANGE = 60.0  # dB from black to white in the ultrasound picture
 LUNG, AIR, FAT, MUSCLE = -850, -1000, -100, 55  # HU
 
 # An ellipsoid with a wobbling contour: centre (x, y, z), radii (a, b, h); h along the slice axis, z in [-1, 1].
 Organ = namedtuple("Organ", "x y z a b h angle wave")
-
-
-class PhantomSlice(namedtuple("PhantomSlice", "image masks boundary")):
-    """image (C, H, W) in physical units, masks: labels (H, W) of each object, boundary (H, W) in [0, 1]."""
-
-    @property
-    def mask(self):
-        return np.max(self.masks, axis=0)
+# image (C, H, W) in physical units, masks: labels (H, W) of each object, boundary (H, W) in [0, 1].
+PhantomSlice = namedtuple("PhantomSlice", "image masks boundary")
 
 
 class Canvas:
@@ -58,10 +52,6 @@ class Canvas:
         if min(a, b) < 0.02:
             return np.full((self.size, self.size), np.inf)
         return self.blob(organ.x, organ.y, a, b, organ.angle, organ.wave)
-
-    def strands(self, rng, spread):
-        """Return the distance to thin winding sheets: a contour of a smooth random field, spread = (rows, columns)."""
-        return self.distance(make_grain(rng, self.size, (spread[0] * self.size, spread[1] * self.size)) + 0.25)
 
     def paint(self, distance, values, soft=1.0, line=1.0):
         """Cover a region with values, over an edge `soft` pixels wide; draw its contour 1.5 pixels wide."""
@@ -102,11 +92,6 @@ def make_grain(rng, size, sigma):
     return smooth / np.sqrt(np.square(kernel).sum())
 
 
-def make_speckle(rng, size):
-    """Return fully developed speckle: the amplitude |g1 + i g2| / sqrt 2 of a random phasor sum, Rayleigh, rms 1."""
-    return add_rician(rng, np.zeros((size, size)), 1.0, (0.9, 1.4)) / np.sqrt(2)
-
-
 def make_bias(rng, size):
     """Return a receive coil's smooth gain (size, size): 1 + 0.3 cos cos, each under half a period."""
     t = np.linspace(-1, 1, size)
@@ -123,30 +108,25 @@ def add_rician(rng, signal, sigma, grain=(0.7, 0.7)):
 # Breast ultrasound. Properties: echo level in dB below white, tissue texture in dB, attenuation in dB over the depth.
 
 
-def draw_us_patient(rng, pathology):
-    """Draw a patient for draw_us: pathology, dB of fat and gland, gain in dB, thickness of skin, fat and gland."""
-    ranges = ((-37, -31), (-24, -16), (-3, 4), (0.08, 0.14), (0.25, 0.6), (0.5, 0.95))
-    return pathology, *(rng.uniform(low, high) for low, high in ranges)
-
-
-def draw_us(size, patient, z, rng):
+def draw_us(size, pathology, z, patient, rng):
     """Draw one breast ultrasound, anew for every z: image (1, H, W) in [0, 1], one mask per lesion, label 1.
 
     Layers of skin, fat, gland and muscle; grey = level + fibre texture - attenuation summed down the beam + Rayleigh
     speckle, in dB over a range of 60 dB. Benign: smooth, wider than tall, bright behind; malignant: taller, ragged,
     blurred, dark behind. Fat lobules, cysts and shadows are there to mislead and carry no label.
     """
-    pathology, fat, gland, gain, *layers = patient
+    fat, gland, gain = patient.uniform((-37, -24, -3), (-31, -16, 4))  # dB
+    layers = patient.uniform((0.08, 0.25, 0.5), (0.14, 0.6, 0.95))  # thickness of skin, fat and gland
     canvas = Canvas(size, (-14, 3, 2))
     curves = []
     for at, values in zip(np.cumsum(layers) - 1, ((fat, 3, 6), (gland, 5, 8), (fat - 4, 8, 14)), strict=True):
-        amplitude = 0.02 + 0.06 * (at > -0.8)
-        waves = ((k, rng.normal(0, amplitude / k), rng.uniform(0, 2 * np.pi)) for k in (1, 2, 3))
+        waves = draw_wave(rng, 0.02 + 0.06 * (at > -0.8), 1, 3)
         curves.append(at + sum(c * np.cos(k * 1.7 * canvas.x[0] + phase) for k, c, phase in waves))
         interface = canvas.distance(curves[-1] - canvas.y)
         canvas.paint(interface, values, soft=2.0)
         canvas.brighten(interface, 8)
-    septa = canvas.strands(rng, (0.09, 0.16))  # bright sheets between lobules, visible boundaries in the fat alone
+    # Septa: bright sheets between lobules, contours of a smooth random field, visible boundaries in the fat alone.
+    septa = canvas.distance(make_grain(rng, size, (0.09 * size, 0.16 * size)) + 0.25)
     in_fat = (canvas.y > curves[0] + 0.06) & (canvas.y < curves[1])
     canvas.brighten(septa, 14 * in_fat + 5 * ((canvas.y >= curves[1]) & (canvas.y < curves[2])), 1.4)
     canvas.stroke(np.where(in_fat, septa, np.inf))
@@ -158,8 +138,9 @@ def draw_us(size, patient, z, rng):
     columns = np.broadcast_to(np.arange(size), (size, size))
     fibre = ndimage.map_coordinates(make_grain(rng, size, (1.1, size / 12)), [rows, columns], order=1, mode="wrap")
     beam = ndimage.gaussian_filter1d(np.cumsum(attenuation, axis=0) / size, size / 64, axis=1)
-    speckle = 20 * np.log10(make_speckle(rng, size) + 0.15)  # the scanner's floor keeps the nulls from going black
-    image = np.clip(1 + (level + texture * fibre - beam + gain + speckle) / DYNAMIC_RANGE, 0, 1)
+    speckle = add_rician(rng, np.zeros((size, size)), 1.0, (0.9, 1.4)) / np.sqrt(2)  # fully developed: Rayleigh, rms 1
+    speckle = 20 * np.log10(speckle + 0.15)  # the scanner's floor keeps the nulls from going black
+    image = np.clip(1 + (level + texture * fibre - beam + gain + speckle) / 60, 0, 1)
     masks = masks or [np.zeros((size, size), np.uint8)]
     return PhantomSlice(image[None].astype(np.float32), tuple(masks), canvas.boundary)
 
@@ -206,8 +187,8 @@ def draw_lesion(canvas, rng, pathology, curves, gland):
 # Abdominal CT. Properties: HU, texture in HU. Coordinates are stretched so that the body is about the unit disc.
 
 
-def draw_ct_patient(rng, pathology):
-    """Draw a patient for draw_ct: organs, their HU in this contrast phase, vessels, noise."""
+def draw_ct_anatomy(rng, pathology):
+    """Draw a patient's organs, their HU in this contrast phase, vessels, noise."""
     contrast, fat = rng.uniform(0, 1), rng.uniform(0.05, 0.17)
     large = 1.35 if pathology == "splenomegaly" else 1.0
     organs = {
@@ -237,12 +218,13 @@ def draw_ct_patient(rng, pathology):
     }  # fmt: skip
 
 
-def draw_ct(size, patient, z, rng):
+def draw_ct(size, pathology, z, patient, rng):
     """Draw one abdominal slice at height z in [-1, 1]: image (1, H, W) in HU, mask with label 1 = spleen.
 
     Air -1000, lung -850, fat -100, muscle 55, organs from plain to portal-venous phase (spleen 48 to 120, liver 58 to
     110); Gaussian noise of 10 to 18 HU with a grain. Gas lies on top of the stomach's fluid: the patient lies supine.
     """
+    patient = draw_ct_anatomy(patient, pathology)
     organs, hu, fat = patient["organs"], patient["hu"], patient["fat"]
     canvas = Canvas(size, (AIR, 0), patient["stretch"])
     cut = {name: canvas.cut(organ, z) for name, organ in organs.items()}
@@ -303,8 +285,8 @@ def list_bones(canvas, patient, z):
 # Prostate MR. Properties: T2-weighted signal, ADC in 1e-6 mm^2/s, texture as a fraction of the signal.
 
 
-def draw_mr_patient(rng, pathology):
-    """Draw a patient for draw_mr: organs, zone contrast, lesion, noise, the seed of strands and of the coil's bias."""
+def draw_mr_anatomy(rng, pathology):
+    """Draw a patient's organs, zone contrast, lesion, noise, the seed of strands and of the coil's bias."""
     grown = 1.3 if pathology == "enlarged" else 1.0
     whole = (1 + grown) / 2
     organs = {
@@ -326,7 +308,7 @@ def draw_mr_patient(rng, pathology):
     spots = rng.uniform((-0.2, -0.2), (0.2, 0.08), (8 if pathology == "enlarged" else 4, 2))
     return {
         "organs": organs, "zone": rng.uniform(0, 1), "noise": rng.uniform(18, 40), "lesion": pathology == "lesion",
-        "gas": rng.random() < 0.5, "fixed": int(rng.integers(2**62)),
+        "gas": rng.random() < 0.5, "fixed": rng.integers(2**62),
         "nodules": [(draw_organ(rng, x, y, 0.09, 0.08, h=0.6, z=rng.uniform(-0.5, 0.5), vary=0.3, wobble=0.08),
                      rng.uniform(200, 560)) for x, y in spots],
         "veins": [draw_organ(rng, side * rng.uniform(0.4, 0.52), y, 0.05, 0.06, h=0.6, vary=0.3, wobble=0.1,
@@ -334,44 +316,42 @@ def draw_mr_patient(rng, pathology):
     }  # fmt: skip
 
 
-def draw_mr(size, patient, z, rng):
+def draw_mr(size, pathology, z, patient, rng):
     """Draw one prostate slice at height z in [-1, 1]: image (2, H, W) T2 and ADC; labels 1 = peripheral, 2 = central.
 
     T2 is multiplied by a smooth bias field and gets Rician noise; ADC is blurred (echo-planar) with Gaussian noise.
     """
-    zone = patient["zone"]
+    patient = draw_mr_anatomy(patient, pathology)
+    organs, zone = patient["organs"], patient["zone"]
     muscle, bone, marrow = (180, 1100, 0.2), (70, 100, 0.1), (430, 350, 0.12)
     canvas = Canvas(size, (600, 250, 0.12))
     fixed = np.random.default_rng(patient["fixed"])
-    strands = canvas.strands(fixed, (0.1, 0.1))
+    strands = canvas.distance(make_grain(fixed, size, (0.1 * size, 0.1 * size)) + 0.25)
     canvas.paint(np.abs(strands) - 0.6, (340, 500, 0.1), soft=1.5, line=0.0)
     canvas.stroke(strands)
-
-    def cut(name, shrink=0.0):
-        return canvas.cut(patient["organs"][name], z, shrink)
-
-    prostate, levator = cut("prostate"), cut("levator")
-    gland = np.maximum(cut("gland"), prostate + 1.5)
+    cut = {name: canvas.cut(organ, z) for name, organ in organs.items()}
+    prostate, levator = cut["prostate"], cut["levator"]
+    gland = np.maximum(cut["gland"], prostate + 1.5)
     rows = []  # region, (T2, ADC, texture), soft, line
     for side in ("right", "left"):
-        rows += [(cut(f"{side} {name}"), muscle, 1.5) for name in ("gluteus", "pectineus", "obturator")]
+        rows += [(cut[f"{side} {name}"], muscle, 1.5) for name in ("gluteus", "pectineus", "obturator")]
         for name in (f"{side} femur", f"{side} pubis"):
-            rows += [(cut(name), bone), (cut(name, 0.05), marrow, 1.0, 0.0)]
+            rows += [(cut[name], bone), (canvas.cut(organs[name], z, 0.05), marrow, 1.0, 0.0)]
     rows += [
         (levator, muscle, 1.5),
-        (cut("levator", 0.07), (540, 300, 0.12), 1.5, 0.0),
+        (canvas.cut(organs["levator"], z, 0.07), (540, 300, 0.12), 1.5, 0.0),
         *((np.maximum(canvas.cut(vein, z), levator + 2), (850, 1500, 0.05)) for vein in patient["veins"]),
-        (cut("rectum"), (300, 1200, 0.15)),
-        (cut("rectum", 0.06), (15, 200, 0) if patient["gas"] else (450, 900, 0.3)),
-        (cut("bladder"), (220, 1300, 0.1)),
-        (cut("bladder", 0.05), (960, 2700, 0.01), 1.0, 0.0),
+        (cut["rectum"], (300, 1200, 0.15)),
+        (canvas.cut(organs["rectum"], z, 0.06), (15, 200, 0) if patient["gas"] else (450, 900, 0.3)),
+        (cut["bladder"], (220, 1300, 0.1)),
+        (canvas.cut(organs["bladder"], z, 0.05), (960, 2700, 0.01), 1.0, 0.0),
         (prostate, (170, 900, 0.1)),
-        (cut("prostate", 0.03), (600 + 220 * zone, 1700, 0.08), 1.0, 0.0),
+        (canvas.cut(organs["prostate"], z, 0.03), (600 + 220 * zone, 1700, 0.08), 1.0, 0.0),
         (gland, (200, 1000, 0.1)),
         (gland + size / 55, (330 + 60 * zone, 1300, 0.15), 1.0, 0.0),
         *((np.maximum(canvas.cut(nodule, z), gland + 1), (signal, 700 + 1.5 * signal, 0.15))
           for nodule, signal in patient["nodules"]),
-        *[(np.maximum(cut("lesion"), prostate + 1), (240, 700, 0.1), 2.0)] * patient["lesion"],
+        *[(np.maximum(cut["lesion"], prostate + 1), (240, 700, 0.1), 2.0)] * patient["lesion"],
     ]  # fmt: skip
     for row in rows:
         canvas.paint(*row)
@@ -383,4 +363,4 @@ def draw_mr(size, patient, z, rng):
     return PhantomSlice(np.stack([t2, np.maximum(adc, 0)]).astype(np.float32), (mask,), canvas.boundary)
 
 
-DRAW = {"US": (draw_us_patient, draw_us), "CT": (draw_ct_patient, draw_ct), "MR": (draw_mr_patient, draw_mr)}
+DRAW = {"US": draw_us, "CT": draw_ct, "MR": draw_mr}

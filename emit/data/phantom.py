@@ -1,12 +1,7 @@
-"""Licence-free phantoms in the layouts of the public data sets.
+"""Licence-free phantoms in the layouts of the public data sets. The anatomy itself is drawn in anatomy.py."""
 
-python -m emit.data.phantom DIR writes DIR/radiology_ai (pre-training), DIR/boundaries (its true tissue boundaries, same
-paths below it), DIR/BUSI, DIR/Task09_Spleen and DIR/Task05_Prostate. The anatomy itself is drawn in anatomy.py.
-"""
-
-import argparse
 import json
-import tempfile
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -14,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from emit.data.anatomy import DRAW
-from emit.errors import InputError, run
+from emit.errors import InputError
 from emit.seeds import seed_from
 
 PATHOLOGIES = {
@@ -38,10 +33,11 @@ def draw_patient(modality, population, patient, pathology, size=64, seed=0, coun
     A picture depends on (seed, population, modality, patient, index) and its pathology alone.
     """
     key = (seed, "phantom", population, modality, patient)
-    draw_parameters, draw = DRAW[modality]
-    parameters = draw_parameters(np.random.default_rng(seed_from(*key)), pathology)
-    heights = np.linspace(-0.75, 0.75, count or IMAGES_PER_PATIENT[modality])
-    return [draw(size, parameters, z, np.random.default_rng(seed_from(*key, i))) for i, z in enumerate(heights)]
+    pictures = []
+    for i, z in enumerate(np.linspace(-0.75, 0.75, count or IMAGES_PER_PATIENT[modality])):
+        same, own = (np.random.default_rng(seed_from(*parts)) for parts in (key, (*key, i)))
+        pictures.append(DRAW[modality](size, pathology, z, same, own))
+    return pictures
 
 
 def to_grey(modality, pictures):
@@ -90,60 +86,41 @@ def write_busi(folder, size, seed, count):
 def write_volumes(folder, size, seed, patients):
     """Write one Medical Segmentation Decathlon task: NIfTI volumes (x, y, z[, channel]), labels and dataset.json."""
     modality, channels, labels, width, depth = TASKS[folder.name]
-    name = folder.name.split("_")[1].lower()
     affine = np.diag((-width / size, -width / size, depth, 1.0))  # x from the right, y from the front
-    for part in ("imagesTr", "labelsTr", "imagesTs"):
-        (folder / part).mkdir()
+    about = {
+        "name": folder.name.split("_")[1].lower(),
+        "description": "synthetic phantoms, no patient data, MIT licence",
+        "modality": dict(enumerate(channels)),
+        "labels": dict(enumerate(labels)),
+        "training": [],
+    }
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
     for patient in range(patients):
         pictures = draw_patient(modality, LABELLED, patient, PATHOLOGIES[modality][patient % 3], size, seed)
         image = np.stack([picture.image for picture in pictures]).transpose(3, 2, 0, 1).squeeze()
-        mask = np.stack([picture.mask for picture in pictures]).transpose(2, 1, 0)
+        mask = np.stack([picture.masks[0] for picture in pictures]).transpose(2, 1, 0)
+        file = f"{about['name']}_{patient + 1}.nii.gz"
         for part, array in (("imagesTr", np.rint(image).astype(np.int16)), ("labelsTr", mask)):
-            nibabel.save(nibabel.Nifti1Image(array, affine), folder / part / f"{name}_{patient + 1}.nii.gz")
-    files = [f"{name}_{patient + 1}.nii.gz" for patient in range(patients)]
-    about = {"name": name, "description": "synthetic phantoms, no patient data", "licence": "MIT", "release": "1.0",
-             "tensorImageSize": "4D" if len(channels) > 1 else "3D", "modality": dict(enumerate(channels)),
-             "labels": dict(enumerate(labels)), "numTraining": patients, "numTest": 0,
-             "training": [{"image": f"./imagesTr/{file}", "label": f"./labelsTr/{file}"} for file in files],
-             "test": []}  # fmt: skip
+            nibabel.save(nibabel.Nifti1Image(array, affine), folder / part / file)
+        about["training"].append({"image": f"./imagesTr/{file}", "label": f"./labelsTr/{file}"})
     (folder / "dataset.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
 def write_phantoms(root, size=64, seed=0, pretrain=900, busi=60, patients=8):
-    """Write all phantom data sets under root: `pretrain` images, `busi` images, `patients` volumes per task.
+    """Write `pretrain` images, `busi` images and `patients` volumes per task under root, a new or empty folder.
 
-    Each tree appears whole or not at all. Raises InputError if root is not an empty or new folder, or a number is bad.
+    root/radiology_ai and root/boundaries (the same paths) are for pre-training; root/BUSI, root/Task09_Spleen and
+    root/Task05_Prostate are labelled. root appears whole or not at all. Raises InputError where it cannot be written.
     """
     root = Path(root)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise InputError(f"{root}: exists and is not an empty folder; name a new one")
-    if size < 32 or min(pretrain, busi, patients) < 0:
-        raise InputError(f"{root}: size {size} or a count is too small; take a size of at least 32 and counts >= 0")
+    temporary = root.with_name(f".{root.name}.tmp")  # what a kill leaves, the next call replaces
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{root}: cannot be made ({error.strerror}); name another folder") from error
-    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=root) as scratch:
-        scratch = Path(scratch)
-        trees = ["radiology_ai", "boundaries", "BUSI", *TASKS]
-        for tree in trees:
-            (scratch / tree).mkdir()
-        write_pretrain(scratch, size, seed, pretrain)
-        write_busi(scratch / "BUSI", size, seed, busi)
+        write_pretrain(temporary, size, seed, pretrain)
+        write_busi(temporary / "BUSI", size, seed, busi)
         for task in TASKS:
-            write_volumes(scratch / task, size, seed, patients)
-        for tree in trees:
-            (scratch / tree).rename(root / tree)
-
-
-def main():
-    """Read the command line and write the phantoms."""
-    parser = argparse.ArgumentParser("python -m emit.data.phantom", description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("root", metavar="DIR", help="a new or empty folder")
-    parser.add_argument("--size", type=int, default=64, help="width and height of the pictures in pixels (default 64)")
-    parser.add_argument("--seed", type=int, default=0, help="other seeds, other patients (default 0)")
-    write_phantoms(**vars(parser.parse_args()))
-
-
-if __name__ == "__main__":
-    run(main, again=None)
+            write_volumes(temporary / task, size, seed, patients)
+        temporary.rename(root)
+    except OSError as error:
+        raise InputError(f"{root}: could not be written ({error.strerror}); free space or name a new folder") from error

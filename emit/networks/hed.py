@@ -3,28 +3,39 @@
 Parameter names are those of the public files: `HED` reads network-bsds500.pth, `HEDv11` reads ControlNetHED.pth.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from emit.networks.layers import zero_module
+
 CHANNELS = (64, 128, 256, 512, 512)  # VGG-16 (1409.1556), stages 1 to 5
 DEPTHS = (2, 2, 3, 3, 3)  # its convolutions per stage
+STAGES = ("One", "Two", "Thr", "Fou", "Fiv")  # their names in network-bsds500.pth
 MEAN_RGB = (122.67891434, 116.66876762, 104.00698793)  # of VGG's training images, on the scale 0..255
-SMALLEST_SIDE = 16  # four poolings leave one pixel
 
 
-def vgg_stage(in_channels: int, channels: int, depth: int, pool: bool = True) -> nn.Sequential:
-    """Build one VGG stage: 2x2 max pooling (not in the first), then `depth` times 3x3 convolution and ReLU."""
-    layers = [nn.MaxPool2d(2)] if pool else []
-    for width in [in_channels] + [channels] * (depth - 1):
-        layers += [nn.Conv2d(width, channels, 3, padding=1), nn.ReLU()]
-    return nn.Sequential(*layers)
+def vgg_convolutions(channels: tuple[int, ...]) -> Iterator[list[nn.Conv2d]]:
+    """Yield the 3x3 convolutions of each VGG stage. A ReLU follows each; 2x2 max pooling precedes all stages but the first."""
+    for before, width, depth in zip((3, *channels[:-1]), channels, DEPTHS, strict=True):
+        yield [nn.Conv2d(inputs, width, 3, padding=1) for inputs in [before] + [width] * (depth - 1)]
+
+
+def initialise(stages: list[nn.Module], scores: list[nn.Conv2d]) -> None:
+    """Start from scratch: He's rule (1502.01852) for the stages, zero for the side scores (HED, section 4.1)."""
+    for layer in [layer for stage in stages for layer in stage.modules() if isinstance(layer, nn.Conv2d)]:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
+    for score in scores:
+        zero_module(score)
 
 
 def to_pixels(image: Tensor) -> Tensor:
     """Turn an image (B, 3, H, W) in [-1, 1] into the scale 0..255, in float32."""
-    if min(image.shape[-2:]) < SMALLEST_SIDE:
-        raise ValueError(f"HED needs sides of at least {SMALLEST_SIDE} pixels, not {tuple(image.shape[-2:])}")
+    if min(image.shape[-2:]) < 16:  # four poolings leave one pixel
+        raise ValueError(f"HED needs sides of at least 16 pixels, not {tuple(image.shape[-2:])}")
     return (image.float() + 1) * 127.5
 
 
@@ -40,15 +51,6 @@ def side_logits(pixels: Tensor, stages: list[nn.Module], scores: list[nn.Conv2d]
     return sides
 
 
-def initialise(stages: list[nn.Module], scores: list[nn.Conv2d]) -> None:
-    """Start from scratch: He's rule (1502.01852) for the stages, zero for the side scores (HED, section 4.1)."""
-    for layer in [layer for stage in stages for layer in stage.modules() if isinstance(layer, nn.Conv2d)]:
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        nn.init.zeros_(layer.bias)
-    for parameter in (parameter for score in scores for parameter in score.parameters()):
-        nn.init.zeros_(parameter)
-
-
 class HED(nn.Module):
     """HED with learned fusion: BGR, 0..255 minus the mean; five sides; a 1x1 convolution of the five logits.
 
@@ -59,35 +61,28 @@ class HED(nn.Module):
 
     def __init__(self, channels: tuple[int, ...] = CHANNELS):
         super().__init__()
-        one, two, three, four, five = channels
-        self.moduleVggOne = vgg_stage(3, one, DEPTHS[0], pool=False)
-        self.moduleVggTwo = vgg_stage(one, two, DEPTHS[1])
-        self.moduleVggThr = vgg_stage(two, three, DEPTHS[2])
-        self.moduleVggFou = vgg_stage(three, four, DEPTHS[3])
-        self.moduleVggFiv = vgg_stage(four, five, DEPTHS[4])
-        self.moduleScoreOne = nn.Conv2d(one, 1, 1)
-        self.moduleScoreTwo = nn.Conv2d(two, 1, 1)
-        self.moduleScoreThr = nn.Conv2d(three, 1, 1)
-        self.moduleScoreFou = nn.Conv2d(four, 1, 1)
-        self.moduleScoreFiv = nn.Conv2d(five, 1, 1)
+        for name, convolutions in zip(STAGES, vgg_convolutions(channels), strict=True):
+            layers = [] if name == "One" else [nn.MaxPool2d(2)]
+            for convolution in convolutions:
+                layers += [convolution, nn.ReLU()]
+            self.add_module(f"moduleVgg{name}", nn.Sequential(*layers))
+        for name, width in zip(STAGES, channels, strict=True):
+            self.add_module(f"moduleScore{name}", nn.Conv2d(width, 1, 1))
         self.moduleCombine = nn.Sequential(nn.Conv2d(5, 1, 1))
-        initialise(self.stages(), self.scores())
+        initialise(*self.stages_and_scores())
         nn.init.constant_(self.moduleCombine[0].weight, 0.2)  # 1 / 5
         nn.init.zeros_(self.moduleCombine[0].bias)
 
-    def stages(self) -> list[nn.Module]:
-        """Return the five stages, the finest first."""
-        return [self.moduleVggOne, self.moduleVggTwo, self.moduleVggThr, self.moduleVggFou, self.moduleVggFiv]
-
-    def scores(self) -> list[nn.Conv2d]:
-        """Return the five 1x1 side scores, the finest first."""
-        return [self.moduleScoreOne, self.moduleScoreTwo, self.moduleScoreThr, self.moduleScoreFou, self.moduleScoreFiv]
+    def stages_and_scores(self) -> tuple[list[nn.Module], list[nn.Conv2d]]:
+        """Return the five stages and their 1x1 scores, the finest first."""
+        stages = [getattr(self, f"moduleVgg{name}") for name in STAGES]
+        return stages, [getattr(self, f"moduleScore{name}") for name in STAGES]
 
     def logits(self, image: Tensor) -> list[Tensor]:
         """Return six logits (B, 1, H, W): the five sides, the finest first, and their fusion."""
         pixels = to_pixels(image)
         pixels = pixels.flip(1) - pixels.new_tensor(MEAN_RGB[::-1]).view(1, 3, 1, 1)  # RGB -> BGR
-        sides = side_logits(pixels, self.stages(), self.scores())
+        sides = side_logits(pixels, *self.stages_and_scores())
         return [*sides, self.moduleCombine(torch.cat(sides, dim=1))]  # (B, 5, H, W) -> (B, 1, H, W)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -97,11 +92,10 @@ class HED(nn.Module):
 class HEDv11Block(nn.Module):
     """One VGG stage and its side score, under the names of ControlNetHED.pth."""
 
-    def __init__(self, in_channels: int, channels: int, depth: int, pool: bool = True):
+    def __init__(self, convolutions: list[nn.Conv2d], pool: bool):
         super().__init__()
-        widths = [in_channels] + [channels] * (depth - 1)
-        self.convs = nn.ModuleList(nn.Conv2d(width, channels, 3, padding=1) for width in widths)
-        self.projection = nn.Conv2d(channels, 1, 1)
+        self.convs = nn.ModuleList(convolutions)
+        self.projection = nn.Conv2d(convolutions[-1].out_channels, 1, 1)
         self.pool = pool
 
     def forward(self, features: Tensor) -> Tensor:
@@ -119,26 +113,19 @@ class HEDv11(nn.Module):
 
     def __init__(self, channels: tuple[int, ...] = CHANNELS):
         super().__init__()
-        one, two, three, four, five = channels
         self.norm = nn.Parameter(torch.tensor(MEAN_RGB).view(1, 3, 1, 1))
-        self.block1 = HEDv11Block(3, one, DEPTHS[0], pool=False)
-        self.block2 = HEDv11Block(one, two, DEPTHS[1])
-        self.block3 = HEDv11Block(two, three, DEPTHS[2])
-        self.block4 = HEDv11Block(three, four, DEPTHS[3])
-        self.block5 = HEDv11Block(four, five, DEPTHS[4])
-        initialise(self.stages(), self.scores())
+        for number, convolutions in enumerate(vgg_convolutions(channels), start=1):
+            self.add_module(f"block{number}", HEDv11Block(convolutions, pool=number > 1))
+        initialise(*self.stages_and_scores())
 
-    def stages(self) -> list[nn.Module]:
-        """Return the five stages, the finest first."""
-        return [self.block1, self.block2, self.block3, self.block4, self.block5]
-
-    def scores(self) -> list[nn.Conv2d]:
-        """Return the five 1x1 side scores, the finest first."""
-        return [block.projection for block in self.stages()]
+    def stages_and_scores(self) -> tuple[list[nn.Module], list[nn.Conv2d]]:
+        """Return the five stages and their 1x1 scores, the finest first."""
+        stages = list(self.children())
+        return stages, [stage.projection for stage in stages]
 
     def logits(self, image: Tensor) -> list[Tensor]:
         """Return six logits (B, 1, H, W): the five sides, the finest first, and their mean."""
-        sides = side_logits(to_pixels(image) - self.norm, self.stages(), self.scores())
+        sides = side_logits(to_pixels(image) - self.norm, *self.stages_and_scores())
         return [*sides, torch.stack(sides).mean(dim=0)]  # (5, B, 1, H, W) -> (B, 1, H, W)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -152,12 +139,9 @@ def hed_loss(logits: list[Tensor], boundary: Tensor) -> Tensor:
     L_fuse is the plain cross-entropy, as the paper's Eq. 3 says; the authors' code balances the fusion as well.
     Departure: means over pixels and images, where the paper sums, so that the scale does not depend on the size.
     """
-    if any(logit.shape != boundary.shape for logit in logits):
-        raise ValueError(f"hed_loss: boundary {tuple(boundary.shape)} is not shaped like the logits")
     *sides, fusion = [logit.float() for logit in logits]
     side_loss = sum(class_balanced_loss(side, boundary) for side in sides)
-    fusion_loss = F.binary_cross_entropy_with_logits(fusion, boundary)
-    return side_loss + fusion_loss
+    return side_loss + F.binary_cross_entropy_with_logits(fusion, boundary)
 
 
 def class_balanced_loss(logit: Tensor, boundary: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Layers shared by UNet, ControlNet and autoencoder. Names are CompVis's, so public files load as they are."""
 
 import math
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +19,8 @@ def zero_module(module: nn.Module) -> nn.Module:
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
     """Embed timesteps t (B,) as (B, width): [cos(t f_k), sin(t f_k)], f_k = exp(-ln(10000) k / (width / 2)).
 
-    Source: Ho et al., 2006.11239, with the order cos, sin of the public code. Odd widths are refused.
+    Source: Ho et al., 2006.11239, with the order cos, sin of the public code. width is even.
     """
-    if width % 2:
-        raise ValueError(f"timestep_embedding: width {width} is odd")
     half = width // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = t[:, None].float() * frequencies  # (B, 1) * (width / 2,) -> (B, width / 2)
@@ -64,26 +63,15 @@ class ResBlock(nn.Module):
         return self.skip_connection(x) + self.out_layers(h)
 
 
-class Downsample(nn.Module):
-    """Halve the sides: 3x3 convolution, stride 2, padding 1 on every side."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)  # symmetric, unlike the autoencoder's
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
+def downsample(channels: int) -> nn.Sequential:
+    """Halve the sides: 3x3 convolution, stride 2, padding 1 on every side, unlike the autoencoder's."""
+    return nn.Sequential(OrderedDict(op=nn.Conv2d(channels, channels, 3, stride=2, padding=1)))
 
 
-class Upsample(nn.Module):
+def upsample(channels: int) -> nn.Sequential:
     """Double the sides: nearest neighbour, then a 3x3 convolution. The autoencoder uses it too."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+    nearest = nn.Upsample(scale_factor=2, mode="nearest")
+    return nn.Sequential(OrderedDict(nearest=nearest, conv=nn.Conv2d(channels, channels, 3, padding=1)))
 
 
 class CrossAttention(nn.Module):
@@ -119,15 +107,10 @@ class GEGLU(nn.Module):
         return value * F.gelu(gate)
 
 
-class FeedForward(nn.Module):
+def feed_forward(width: int) -> nn.Sequential:
     """Width to four times the width and back, through GEGLU."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))  # net.1: dropout
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+    net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))  # net.1: dropout
+    return nn.Sequential(OrderedDict(net=net))
 
 
 class TransformerBlock(nn.Module):
@@ -137,7 +120,7 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.attn1 = CrossAttention(width, width, heads)
         self.attn2 = CrossAttention(width, context_width, heads)
-        self.ff = FeedForward(width)
+        self.ff = feed_forward(width)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
@@ -166,8 +149,7 @@ class SpatialTransformer(nn.Module):
         h = h if self.linear else self.proj_in(h)
         h = rearrange(h, "b c y x -> b (y x) c")  # a pixel is a token
         h = self.proj_in(h) if self.linear else h
-        for block in self.transformer_blocks:
-            h = block(h, context)
+        h = self.transformer_blocks[0](h, context)  # the one block
         h = self.proj_out(h) if self.linear else h
         h = rearrange(h, "b (y x) c -> b c y x", y=height)
         return x + (h if self.linear else self.proj_out(h))

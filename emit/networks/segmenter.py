@@ -6,12 +6,11 @@ gates on the skips (Oktay et al., 1804.03999); residual: the same with residual 
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-VARIANTS = ("plain", "attention", "residual")
 
 
 @dataclass(frozen=True)
@@ -21,11 +20,7 @@ class SegmenterConfig:
     in_channels: int = 1
     classes: int = 2  # background included
     channels: tuple[int, ...] = (16, 32, 64, 128, 128, 256)  # one level each, the sides halved between them
-    variant: str = "attention"
-
-    def __post_init__(self):
-        if self.variant not in VARIANTS:
-            raise ValueError(f"variant {self.variant!r} is none of {', '.join(VARIANTS)}")
+    variant: Literal["plain", "attention", "residual"] = "attention"
 
 
 def conv_norm(in_channels: int, channels: int, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -113,24 +108,20 @@ class Segmenter(nn.Module):
         return self.head(features)[..., :height, :width]
 
 
-def dice_ce_loss(logits: Tensor, mask: Tensor, include_background: bool = False) -> Tensor:
+def dice_ce_loss(logits: Tensor, mask: Tensor) -> Tensor:
     """Soft Dice loss plus cross-entropy, both with weight 1.
 
     Dice_k = 2 sum p_k y_k / (sum p_k + sum y_k), sums in float32 over the batch and both image axes; the Dice loss
-    is 1 - mean of Dice_k over the classes present in the batch's masks, 0 where none is. No smoothing term.
+    is 1 - mean of Dice_k over the classes, background apart, present in the batch's masks, 0 where none is. No smoothing.
     An absent class is left to the cross-entropy, -log p of each pixel's own class (a sum over one-hot classes, background
     too), averaged over pixels.
     logits: (B, K, H, W); mask: (B, H, W), whole numbers 0..K-1. Departure: the authors' Dice is per image.
     """
-    if mask.shape != logits.shape[:1] + logits.shape[2:]:
-        raise ValueError(f"dice_ce_loss: mask {tuple(mask.shape)} does not fit logits {tuple(logits.shape)}")
     log_probability = F.log_softmax(logits.float(), dim=1)
     target = F.one_hot(mask.long(), logits.shape[1]).movedim(-1, 1).to(log_probability)  # (B, H, W) -> (B, K, H, W)
     cross_entropy = -(target * log_probability).sum() / mask.numel()
-
-    first, axes = (0 if include_background else 1), (0, 2, 3)
-    probability, target = log_probability.exp()[:, first:], target[:, first:]
-    size = target.sum(axes)  # (B, K, H, W) -> (K,), pooled over the batch
+    probability, target, axes = log_probability.exp()[:, 1:], target[:, 1:], (0, 2, 3)  # without background
+    size = target.sum(axes)  # (B, K - 1, H, W) -> (K - 1,), pooled over the batch
     present = (size > 0).float()
     overlap = (probability * target).sum(axes)
     dice = 2 * overlap / (probability.sum(axes) + size + (1 - present))  # an absent class: 0, and no division by 0

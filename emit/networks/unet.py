@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from emit.networks.layers import (
-    Downsample,
     ResBlock,
     SpatialTransformer,
     TimestepSequential,
-    Upsample,
+    downsample,
     timestep_embedding,
+    upsample,
     zero_module,
 )
 
@@ -70,7 +70,7 @@ def encoder_blocks(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
             channels = mult * config.model_channels
             widths.append(channels)
         if level + 1 < len(config.channel_mult):
-            blocks.append(TimestepSequential(Downsample(channels)))
+            blocks.append(TimestepSequential(downsample(channels)))
             widths.append(channels)
     return nn.ModuleList(blocks), widths
 
@@ -101,7 +101,7 @@ class UNet(nn.Module):
                 layers = residual_stage(config, level, channels + widths.pop(), mult * config.model_channels)
                 channels = mult * config.model_channels
                 if level and repeat == config.num_res_blocks:
-                    layers.append(Upsample(channels))
+                    layers.append(upsample(channels))
                 blocks.append(TimestepSequential(*layers))
         self.output_blocks = nn.ModuleList(blocks)
         self.out = nn.Sequential(
@@ -112,8 +112,6 @@ class UNet(nn.Module):
 
     def forward(self, z_t: Tensor, t: Tensor, context: Tensor, control: Sequence[Tensor] = ()) -> Tensor:
         control = control or [0] * (len(self.input_blocks) + 1)
-        if len(control) != len(self.input_blocks) + 1:
-            raise ValueError(f"unet: {len(control)} control residuals, expected {len(self.input_blocks) + 1}")
         emb = self.time_embed(timestep_embedding(t, self.config.model_channels).to(z_t.dtype))  # (B,) -> (B, 4C)
         h, skips = z_t, []
         for block in self.input_blocks:

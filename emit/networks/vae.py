@@ -3,6 +3,7 @@
 The latent scale lives here: `encode` gives scaled latents and `decode` takes them; no caller knows the factor.
 """
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from emit.networks.layers import Upsample
+from emit.networks.layers import upsample
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,12 @@ class Block(nn.Module):
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.norm2 = norm(config, out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        if channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
+        self.nin_shortcut = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
-        return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
+        return self.nin_shortcut(x) + h
 
 
 class Attention(nn.Module):
@@ -68,28 +68,22 @@ class Attention(nn.Module):
         return x + self.proj_out(rearrange(h, "b (y x) c -> b c y x", y=x.shape[2]))
 
 
-class Downsample(nn.Module):
+def downsample(channels: int) -> nn.Sequential:
     """Halve the sides: zeros on the right and below, then a 3x3 convolution with stride 2 and no padding."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))  # left, right, top, bottom; the UNet pads on every side
+    pad = nn.ZeroPad2d((0, 1, 0, 1))  # left, right, top, bottom; the UNet pads on every side
+    return nn.Sequential(OrderedDict(pad=pad, conv=nn.Conv2d(channels, channels, 3, stride=2)))
 
 
-class Middle(nn.Module):
-    """Residual block, attention, residual block at the lowest resolution."""
+def middle(config: VAEConfig, channels: int) -> nn.Sequential:
+    """Build residual block, attention, residual block at the lowest resolution."""
+    layers = [Block(config, channels, channels), Attention(config, channels), Block(config, channels, channels)]
+    return nn.Sequential(OrderedDict(zip(("block_1", "attn_1", "block_2"), layers, strict=True)))
 
-    def __init__(self, config: VAEConfig, channels: int):
-        super().__init__()
-        self.block_1 = Block(config, channels, channels)
-        self.attn_1 = Attention(config, channels)
-        self.block_2 = Block(config, channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x)))
+def residual_stage(config: VAEConfig, channels: int, out_channels: int, depth: int) -> nn.Sequential:
+    """Build `depth` residual blocks under the name `block`; a change of sides may follow."""
+    blocks = [Block(config, width, out_channels) for width in [channels] + [out_channels] * (depth - 1)]
+    return nn.Sequential(OrderedDict(block=nn.Sequential(*blocks)))
 
 
 class Encoder(nn.Module):
@@ -99,28 +93,20 @@ class Encoder(nn.Module):
         super().__init__()
         channels = config.channels
         self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
-        self.down = nn.ModuleList()
+        self.down = nn.Sequential()
         for level, mult in enumerate(config.channel_mult):
-            stage = nn.Module()
-            stage.block = nn.ModuleList()
-            for _ in range(config.num_res_blocks):
-                stage.block.append(Block(config, channels, mult * config.channels))
-                channels = mult * config.channels
+            stage = residual_stage(config, channels, mult * config.channels, config.num_res_blocks)
+            channels = mult * config.channels
             if level + 1 < len(config.channel_mult):
-                stage.downsample = Downsample(channels)
+                stage.add_module("downsample", downsample(channels))
             self.down.append(stage)
-        self.mid = Middle(config, channels)
+        self.mid = middle(config, channels)
         self.norm_out = norm(config, channels)
         self.conv_out = nn.Conv2d(channels, 2 * config.z_channels, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
-        h = self.conv_in(image)
-        for stage in self.down:
-            for block in stage.block:
-                h = block(h)
-            if hasattr(stage, "downsample"):  # not in the last
-                h = stage.downsample(h)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h))))  # (B, C, h, w) -> (B, 2 z_channels, h, w)
+        h = self.mid(self.down(self.conv_in(image)))  # (B, 3, H, W) -> (B, C, h, w)
+        return self.conv_out(F.silu(self.norm_out(h)))  # (B, C, h, w) -> (B, 2 z_channels, h, w)
 
 
 class Decoder(nn.Module):
@@ -130,16 +116,13 @@ class Decoder(nn.Module):
         super().__init__()
         channels = config.channels * config.channel_mult[-1]
         self.conv_in = nn.Conv2d(config.z_channels, channels, 3, padding=1)
-        self.mid = Middle(config, channels)
+        self.mid = middle(config, channels)
         stages = []
         for level, mult in reversed(list(enumerate(config.channel_mult))):
-            stage = nn.Module()
-            stage.block = nn.ModuleList()
-            for _ in range(config.num_res_blocks + 1):  # one more than the encoder, as in the UNet
-                stage.block.append(Block(config, channels, mult * config.channels))
-                channels = mult * config.channels
+            stage = residual_stage(config, channels, mult * config.channels, config.num_res_blocks + 1)  # one more, as in the UNet
+            channels = mult * config.channels
             if level:
-                stage.upsample = Upsample(channels)
+                stage.add_module("upsample", upsample(channels))
             stages.insert(0, stage)
         self.up = nn.ModuleList(stages)
         self.norm_out = norm(config, channels)
@@ -148,10 +131,7 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z))  # (B, z_channels, h, w) -> (B, C, h, w)
         for stage in reversed(self.up):  # up[0] is the finest
-            for block in stage.block:
-                h = block(h)
-            if hasattr(stage, "upsample"):
-                h = stage.upsample(h)
+            h = stage(h)
         return self.conv_out(F.silu(self.norm_out(h)))  # (B, C, H, W) -> (B, 3, H, W)
 
 

@@ -5,6 +5,7 @@ import torch
 
 from emit.model import SD15, SD21
 from emit.networks.controlnet import ControlNet
+from emit.networks.hed import CHANNELS, HED, HEDv11
 from emit.networks.text import TextEncoder
 from emit.networks.unet import UNet
 from emit.networks.vae import AutoencoderKL
@@ -19,6 +20,8 @@ PARTS = [  # network, its sizes, the public file and the prefix there, numbers o
     (ControlNet, SD21.unet, "sd21_controlnet_ldm", "control_model.", 340, None),
     (TextEncoder, SD15.text, "open_clip_vit_l_14_text", "", 148, 123_060_480),
     (TextEncoder, SD21.text, "sd21_ldm", "cond_stage_model.model.", 280, None),
+    (HED, CHANNELS, "hed_bsds500", "", 38, 14_714_688 + 1477 + 6),  # VGG-16's convolutions, the scores, the fusion
+    (HEDv11, CHANNELS, "hed_v11", "", 37, 14_714_688 + 1477 + 3),  # and the norm
 ]
 
 

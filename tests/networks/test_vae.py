@@ -5,7 +5,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from emit.model import SD15, SD21
-from emit.networks.vae import AutoencoderKL, Downsample, Posterior, VAEConfig
+from emit.networks.vae import AutoencoderKL, Posterior, VAEConfig, downsample
 from tests.golden.files import SD1, original, read_golden
 
 
@@ -50,7 +50,7 @@ def test_log_variance_is_clamped(vae):
 
 def test_downsampling_pads_right_and_below_only():
     """A kernel that is an impulse at (row, column) picks image[2y + row, 2x + column], zero beyond the far border."""
-    layer, image = Downsample(1), torch.arange(1.0, 25).reshape(1, 1, 4, 6)
+    layer, image = downsample(1), torch.arange(1.0, 25).reshape(1, 1, 4, 6)
     beyond = torch.zeros(1, 1, 5, 7)
     beyond[..., :4, :6] = image
     with torch.no_grad():
