@@ -94,10 +94,9 @@ def test_few_groups_still_fill_every_part_or_say_so():
     cases = [make_case(f"g{g}/{i}", f"g{g}") for g, n in enumerate((30, 1, 1)) for i in range(n)]
     for split in make_splits(cases, folds=3):
         assert split.train and split.validation and split.test
-    for count, folds, said in ((31, 3, "2 groups cannot fill 3 parts"), (31, 2, "1 groups cannot fill 2 parts"),
-                               (32, 1, "at least 2 folds")):  # fmt: skip
+    for folds, said in ((3, "2 groups cannot fill 3 parts"), (2, "1 groups cannot fill 2 parts")):
         with pytest.raises(InputError, match=said):
-            make_splits(cases[:count], folds=folds)
+            make_splits(cases[:31], folds=folds)
     assert [split.validation for split in make_splits(cases[:31], folds=2, validation=0)] == [(), ()]
 
 
@@ -151,5 +150,5 @@ def test_nnunet_splits_score_val_and_carve_validation_from_train(tmp_path):
     leak = [make_case(f"spleen_{v}/0000", f"p{v // 2}", volume=f"spleen_{v}") for v in range(6)]  # 0 and 1: one patient
     with pytest.raises(InputError, match=r"splits_final.json: .*group 'p\d' is in"):
         read_splits(tmp_path / "splits_final.json", leak)
-    with pytest.raises(InputError, match="'spleen_5' is unknown"):
+    with pytest.raises(InputError, match=r"no splits file of these cases.*spleen_5"):
         read_splits(tmp_path / "splits_final.json", cases[:-4])
