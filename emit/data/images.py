@@ -44,9 +44,8 @@ def find_window(image):
 
 
 def read_mask(path, values):
-    """Read a mask as uint8 (H, W) of class numbers.
+    """Read a mask as uint8 (H, W) of class numbers. values: {grey level, palette index, or colour (name or RGB): class number}.
 
-    values: {value in the file: class number}. A value is a grey level, a palette index, or a colour (name or RGB).
     0 is background; 255 (65535 in 16 bits) alone stands for 1; a grey JPEG is thresholded at 127. A pixel of a colour
     mask has the class of its dominant hue where it holds at least half of that colour's light, so anti-aliased borders
     stay where they are and no third class appears between two. Any other value is an InputError.

@@ -14,8 +14,7 @@ def spot(height, width, row, column, sigma=2.0):
 
 
 def centroid(plane):
-    plane = plane.double().numpy()
-    return np.array(ndimage.center_of_mass(plane))
+    return np.array(ndimage.center_of_mass(plane.double().numpy()))
 
 
 def test_fit_pads_to_the_centre_with_the_stated_value():
@@ -40,11 +39,8 @@ def test_fit_is_the_triangle_filter(size):
     image = np.random.default_rng(0).normal(size=(12, 12))
     step = 12 / size
     support = max(step, 1.0)
-    weights = np.zeros((size, 12))
-    for j in range(size):
-        for i in range(12):
-            weights[j, i] = max(0.0, 1 - abs(i + 0.5 - (j + 0.5) * step) / support)
-        weights[j] /= weights[j].sum()
+    weights = np.array([[max(0.0, 1 - abs(i + 0.5 - (j + 0.5) * step) / support) for i in range(12)] for j in range(size)])
+    weights /= weights.sum(axis=1, keepdims=True)
     expected = weights @ image @ weights.T
     # 5e-6: float32 positions up to 12 are rounded by 1e-6, times differences between neighbours of up to 4
     assert np.abs(fit(image.astype(np.float32), size, LINEAR, -1.0).numpy() - expected).max() < 5e-6

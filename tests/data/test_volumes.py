@@ -114,7 +114,8 @@ def test_mr_has_one_normalisation_per_volume(tmp_path):
 def test_channels_in_the_fourth_axis_or_in_files_of_their_own(tmp_path, channel):
     array, labels, affine = make_volume()
     both = np.stack([array, -array // 2], axis=3)
-    for root, manner in ((tmp_path / "msd", "msd"), (tmp_path / "nnunet", "nnunet")):
+    for manner in ("msd", "nnunet"):
+        root = tmp_path / manner
         store(root / "labelsTr" / "p_01.nii.gz", labels, affine, "LPS")
         if manner == "msd":
             store(root / "imagesTr" / "p_01.nii.gz", both, affine, "LPS")
