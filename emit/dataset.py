@@ -17,7 +17,7 @@ import torch
 
 from emit import errors
 from emit.data.cases import read_cases
-from emit.data.similarity import near_duplicate_groups, with_groups
+from emit.data.similarity import join_near_duplicates
 from emit.data.splits import make_splits, read_splits, select, write_splits
 from emit.errors import InputError
 from emit.files import write_json
@@ -118,7 +118,7 @@ def read_set(about: SetSettings) -> LabelledSet:
         raise InputError(f"{about.data}: has no masks; give a labelled set")
     cases = cut_slabs(found.cases, about.slabs) if about.slabs else found.cases
     if all(case.group == case.id for case in cases):  # no patients known: look-alikes stand in for them
-        cases = with_groups(cases, near_duplicate_groups(cases, about.duplicates))
+        cases = join_near_duplicates(cases, about.duplicates)
     if about.splits is not None:
         splits = read_splits(about.splits, cases, about.validation, about.seed)
     else:

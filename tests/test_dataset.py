@@ -114,7 +114,7 @@ def test_a_plain_folder_is_the_set_with_every_default(images, tmp_path):
         open_set(tmp_path)
     assert [case.id for case in open_set(tmp_path, moved).cases] == [case.id for case in plain.cases]
     moved.rename(images / "BUSI")
-    with pytest.raises(InputError, match=r"splits: .* is unknown|in no part"):
+    with pytest.raises(InputError, match=r"splits.json: .* is unknown|in no part"):
         open_set(tmp_path, images / "Task09_Spleen")  # another set
 
 

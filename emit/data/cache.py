@@ -21,16 +21,14 @@ class Memo:
     def __call__(self, keys, inputs=None):
         inputs, rows = keys if inputs is None else inputs, {}
         for place, key in enumerate(keys):
-            if key not in rows:
-                rows[key] = self.kept[key] if key in self.kept else self._keep(key, self.compute(inputs[place : place + 1])[0])
+            if key in self.kept:
+                rows[key] = self.kept[key]
+            elif key not in rows:
+                rows[key] = self.compute(inputs[place : place + 1])[0].clone()
+                if rows[key].nbytes <= self.room:
+                    self.kept[key] = rows[key]
+                    self.room -= rows[key].nbytes
         return torch.stack([rows[key] for key in keys])
-
-    def _keep(self, key, row):
-        size = row.numel() * row.element_size()
-        if size <= self.room:
-            self.kept[key] = row = row.clone()
-            self.room -= size
-        return row
 
 
 @dataclass(frozen=True)
@@ -74,10 +72,6 @@ class TrainingImages:
     def image(self, indices):
         """Return images (B, 1, S, S) in [-1, 1]."""
         return self.read(indices)[0]
-
-    def mask(self, indices):
-        """Return masks (B, S, S) int64."""
-        return self.read(indices)[1]
 
     def _read(self, indices):
         (index,) = indices

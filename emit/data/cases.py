@@ -11,9 +11,12 @@ import inspect
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
+
+import numpy as np
 
 from emit.data import images, listing, volumes
 from emit.data.prompts import describe
@@ -24,6 +27,7 @@ BUSI_CLASSES = ("benign", "malignant", "normal")
 BUSI_FOLDER = "Dataset_BUSI_with_GT"
 PATIENT_LAST = re.compile(r"\d+_[^\W\d_]+_(\d+)")  # 10024_spleen_59 is of patient 59
 SLICE_LAST = re.compile(r"(.*\d.*)_\d+")  # 100005_18 is slice 18 of 100005; img_001 has no patient
+SOFT_TISSUE = (-160.0, 240.0)  # HU; [choice] the usual abdominal window, for CT when none is given
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,7 @@ class Case:
     prompt: str
     stratum: str
     path: str
-    read: Callable = field(default=images.read_plain, repr=False, compare=False)
+    read: Callable = field(default=images.read_pair, repr=False, compare=False)
     spacing: tuple | None = None
     thickness: float | None = None
     volume: str | None = None
@@ -66,16 +70,13 @@ class CaseSet:
 
     cases: list
     classes: tuple
-    layout: str
-    root: str
 
 
-def read_cases(root, layout="auto", *, prompt=None, modality=None, window=None, channel=None, labels=None, axis=None,
-               group=None):  # fmt: skip
+def read_cases(root, layout="auto", *, prompt=None, group=None, **options):
     """List the cases under root; pictures are read when a case is loaded. None leaves an option to the layout.
 
-    prompt: text for every case. labels: {value in the masks: class name}, equal names merge. group: regular expression
-    whose first group, searched in the file name, is the patient. For volumes: modality ("CT", "MR"), window (HU low,
+    prompt: text for every case. group: regular expression whose first group, searched in the file name, is the patient.
+    options: labels, {value in the masks: class name}, equal names merge. For volumes: modality ("CT", "MR"), window (HU low,
     high), channel, axis (0 sagittal, 1 coronal, 2 axial). Raises InputError, also for an option the layout lacks.
     """
     root = Path(root)
@@ -84,8 +85,6 @@ def read_cases(root, layout="auto", *, prompt=None, modality=None, window=None, 
     layout = find_layout(root) if layout == "auto" else layout
     if layout not in LAYOUTS:
         raise InputError(f"{root}: unknown layout {layout!r}; choose from auto, {', '.join(LAYOUTS)}")
-    options = {"prompt": prompt, "modality": modality, "window": window, "channel": channel, "labels": labels,
-               "axis": axis, "group": group}  # fmt: skip
     options = {name: value for name, value in options.items() if value is not None}
     surplus = options.keys() - inspect.signature(LAYOUTS[layout]).parameters
     if surplus:
@@ -93,7 +92,11 @@ def read_cases(root, layout="auto", *, prompt=None, modality=None, window=None, 
     cases, classes = LAYOUTS[layout](root, **options)
     if not cases:
         raise InputError(f"{root}: holds no picture in the layout {layout}; check the path")
-    return CaseSet(cases, classes, layout, str(root))
+    if prompt is not None:
+        cases = [replace(case, prompt=prompt) for case in cases]
+    if group is not None:
+        cases = [replace(case, group=find_group(case, group)) for case in cases]
+    return CaseSet(cases, classes)
 
 
 def find_layout(root):
@@ -113,34 +116,38 @@ def find_layout(root):
                      "or two NIfTI files); name a folder one level up or down")  # fmt: skip
 
 
-def list_radimagenet(root, prompt=None, group=None):
+def find_group(case, pattern):
+    """Return what the pattern finds in the name of a case's file: its first group, or the whole match."""
+    stem = case.volume or case.id.split("/")[-1]
+    try:
+        match = re.search(pattern, stem)
+    except re.error as error:
+        raise InputError(f"{pattern}: is not a regular expression ({error}); correct it") from error
+    if not match:
+        raise InputError(f"{stem}: the group pattern {pattern} is not in this file name; correct either")
+    return match[1] if match.re.groups else match[0]
+
+
+def list_radimagenet(root):
     """List modality/anatomy[/pathology]/picture; the prompt says the path."""
     base = root / "radiology_ai" if (root / "radiology_ai").is_dir() else root
     cases = []
-    for modality in MODALITIES:
-        for folder, subfolders, _ in os.walk(base / modality):
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-            levels = os.path.relpath(folder, base).split(os.sep)
-            pictures = listing.list_pictures(folder)
-            if not pictures:
-                continue
-            if not 2 <= len(levels) <= 3:
-                raise InputError(f"{folder}: pictures lie {len(levels)} levels deep; "
-                                 "the tree is modality/anatomy[/pathology]/picture")  # fmt: skip
-            place, text = "/".join(levels), describe(*levels) if prompt is None else prompt
-            for stem, path in pictures.items():
-                name = listing.compose(f"{place}/{stem}")
-                cases.append(Case(name, listing.find_group(stem, group, name), text, place, path))
+    for folder, subfolders, _ in chain.from_iterable(os.walk(base / modality) for modality in MODALITIES):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        place, pictures = listing.compose(os.path.relpath(folder, base)), listing.list_pictures(folder)
+        levels = place.split(os.sep)
+        if pictures and not 2 <= len(levels) <= 3:
+            raise InputError(f"{folder}: pictures lie {len(levels)} levels deep; the tree is modality/anatomy[/pathology]/picture")
+        for stem, path in pictures.items():
+            cases.append(Case(f"{place}/{stem}", f"{place}/{stem}", describe(*levels), place, path))
     return cases, ()
 
 
-def list_busi(root, prompt=None, group=None):
+def list_busi(root):
     """List class/picture and its masks; several masks of one picture are one label, their union."""
     base = root / BUSI_FOLDER if (root / BUSI_FOLDER).is_dir() else root
     cases = []
-    for stratum in BUSI_CLASSES:
-        if not (base / stratum).is_dir():
-            continue
+    for stratum in (name for name in BUSI_CLASSES if (base / name).is_dir()):
         pictures, masks = {}, {}
         for stem, path in listing.list_pictures(base / stratum).items():
             match = re.fullmatch(r"(.+)_mask(_\d+)?", stem)
@@ -148,83 +155,67 @@ def list_busi(root, prompt=None, group=None):
                 masks.setdefault(match[1], []).append(path)
             else:
                 pictures[stem] = path
-        listing.check_pairs(pictures, masks)
-        listing.check_sizes(pictures, masks)
+        listing.check_pairs(pictures, {stem: paths[0] for stem, paths in masks.items()})
         for stem, path in pictures.items():
-            name = listing.compose(f"{stratum}/{stem}")
-            text = describe("US", "breast", stratum) if prompt is None else prompt
-            read = partial(images.read_pair, masks=tuple(masks[stem]), values={1: 1})
-            cases.append(Case(name, listing.find_group(stem, group, name), text, stratum, path, read))
+            name, read = f"{stratum}/{stem}", partial(images.read_pair, masks=masks[stem], values={1: 1})
+            cases.append(Case(name, name, describe("US", "breast", stratum), stratum, path, read))
     return cases, ("background", "lesion")
 
 
-def list_folders(root, prompt="", labels=None, group=None):
+def list_folders(root, labels=None):
     """List images/x.* with masks/x.*; without labels, every mask is read once to find the classes."""
-    pictures = listing.list_pictures(root / "images")
-    masks = {stem: [path] for stem, path in listing.list_pictures(root / "masks").items()}
+    pictures, masks = listing.list_pictures(root / "images"), listing.list_pictures(root / "masks")
     listing.check_pairs(pictures, masks)
-    listing.check_sizes(pictures, masks)
-    if labels is None:
-        labels = listing.name_values(root, set().union(*(images.find_values(path) for (path,) in masks.values())))
-    classes, values = listing.number_labels(root, labels)
+    labels = labels or listing.name_values(root, set().union(*map(images.find_values, masks.values())))
+    classes, values = listing.number_labels(root, labels, images.COLOURS)
     cases = []
     for stem, path in pictures.items():
-        name = listing.compose(stem)
-        match = None if group else PATIENT_LAST.fullmatch(name) or SLICE_LAST.fullmatch(name)
-        owner = match[1] if match else listing.find_group(stem, group, name)
-        read = partial(images.read_pair, masks=tuple(masks[stem]), values=values)
-        cases.append(Case(name, owner, prompt, "", path, read))
+        match = PATIENT_LAST.fullmatch(stem) or SLICE_LAST.fullmatch(stem)
+        read = partial(images.read_pair, masks=[masks[stem]], values=values)
+        cases.append(Case(stem, match[1] if match else stem, "", "", path, read))
     return cases, classes
 
 
-def list_nnunet(root, prompt=None, modality=None, window=None, channel=0, labels=None, axis=2, group=None):
+def list_nnunet(root, modality=None, window=None, channel=0, labels=None, axis=2):
     """List the slices of imagesTr/x.nii.gz (channels in the 4th axis) or x_0000.nii.gz, x_0001.nii.gz, ..."""
-    about = listing.read_description(root / "dataset.json")
-    declared = {value for value in about["labels"] if value}
-    classes, values = listing.number_labels(root, about["labels"] if labels is None else labels, colours=False)
-    surplus = sorted(values.keys() - {0} - declared)
+    about = root / "dataset.json"
+    dataset, channels, declared = listing.read_description(about)
+    classes, values = listing.number_labels(root, labels or declared)
+    surplus = values.keys() - {0, *declared}
     if surplus:
-        raise InputError(f"{root / 'dataset.json'}: does not declare label {surplus[0]}; correct it or labels")
-    if not 0 <= channel < len(about["channels"]):
-        raise InputError(f"{root / 'dataset.json'}: names {len(about['channels'])} channels, not channel {channel}; "
-                         "choose one from 0")  # fmt: skip
-    modality = modality or listing.find_modality(about["channels"][channel])
-    organ = re.sub(r"^(task|dataset)?\d+_", "", about["name"].lower())
-    text = describe(modality, organ) if prompt is None else prompt
+        raise InputError(f"{about}: does not declare label {min(surplus)}; correct it or labels")
+    if not channel < len(channels):
+        raise InputError(f"{about}: names {len(channels)} channels, not channel {channel}; choose one from 0")
+    if modality is None:  # T1, T2, ADC, FLAIR, MRI, ... are all MR
+        modality = next((kind for kind in ("CT", "US", "PET") if kind == channels[channel].upper()), "MR")
     pictures, masks = listing.list_volumes(root / "imagesTr"), listing.list_volumes(root / "labelsTr")
-    chosen = {}  # case name: (path, channel in the file)
+    chosen = {}
     for stem, path in pictures.items():
         match = re.fullmatch(r"(.+)_(\d{4})", stem)
         if stem in masks or not match:
-            chosen[stem] = path, channel
+            chosen[stem] = path
         elif int(match[2]) == channel:
-            chosen[match[1]] = path, 0
-    listing.check_pairs({stem: path for stem, (path, _) in chosen.items()}, {stem: [masks[stem]] for stem in masks})
-    cut = partial(_list_slices, text=text, window=listing.choose_window(modality, window), values=values,
-                  declared=frozenset(declared), axis=axis)  # fmt: skip
-    cases = []
-    for stem, (path, number) in chosen.items():
-        name = listing.compose(stem)
-        cases += cut(name, listing.find_group(stem, group, name), path, masks[stem], number)
-    return cases, classes
+            chosen[match[1]] = path
+    listing.check_pairs(chosen, masks)
+    files = [(name, path, channel if pictures.get(name) == path else 0, masks[name]) for name, path in chosen.items()]
+    organ = re.sub(r"^(task|dataset)?\d+_", "", dataset.lower())
+    return _list_slices(files, dict.fromkeys(declared, 0) | values, modality, organ, window, axis), classes
 
 
-def list_volume(root, prompt=None, modality=None, window=None, channel=0, labels=None, axis=2):
+def list_volume(root, modality=None, window=None, channel=0, labels=None, axis=2):
     """List the slices of the one image in a folder; labels picks its classes, every other label is background."""
     found = listing.list_volumes(root)
-    masks = {stem: path for stem, path in found.items() if re.search("seg|label|mask", stem.lower())}
-    pictures = {stem: path for stem, path in found.items() if stem not in masks}
+    masks = [path for stem, path in found.items() if re.search("seg|label|mask", stem.lower())]
+    pictures = {stem: path for stem, path in found.items() if path not in masks}
     if len(masks) != 1 or len(pictures) != 1:
         raise InputError(f"{root}: has {len(pictures)} images and {len(masks)} label files (seg, label or mask in the "
                          "name); it must have one of each")  # fmt: skip
     if modality is None:
         raise InputError(f'{root}: NIfTI does not say whether this is CT or MR; give modality="CT" or "MR"')
-    ((stem, path),), (mask_path,) = pictures.items(), masks.values()
-    labels = labels or listing.name_values(root, volumes.find_labels(mask_path))
-    classes, values = listing.number_labels(root, labels, colours=False)
-    text = describe(modality, *classes[1:2]) if prompt is None else prompt
-    name, window = listing.compose(stem), listing.choose_window(modality, window)
-    return _list_slices(name, name, path, mask_path, channel, text, window, values, None, axis), classes
+    present = np.unique(volumes.load_labels(*masks)).tolist()
+    classes, values = listing.number_labels(root, labels or listing.name_values(root, set(present) - {0}))
+    files = [(stem, path, channel, *masks) for stem, path in pictures.items()]
+    return _list_slices(files, dict.fromkeys(present, 0) | values, modality, classes[1], window, axis), classes
 
 
 LAYOUTS = {
@@ -233,13 +224,16 @@ LAYOUTS = {
 }  # fmt: skip
 
 
-def _list_slices(name, owner, path, mask_path, channel, text, window, values, declared, axis):
-    if axis not in (0, 1, 2):
-        raise InputError(f"{path}: has no axis {axis}; choose 0 sagittal, 1 coronal or 2 axial")
-    volumes.check_same_grid(path, mask_path)
-    grid = volumes.read_grid(path, channel)
-    column, row = (grid.spacing[a] for a in range(3) if a != axis)
-    read = partial(volumes.load_slice, mask_path=mask_path, channel=channel, window=window,
-                   values=tuple(values.items()), declared=declared, axis=axis)  # fmt: skip
-    return [Case(f"{name}/{index:04d}", owner, text, "", path, partial(read, index=index), (row, column),
-                 grid.spacing[axis], name, index) for index in range(grid.shape[axis])]  # fmt: skip
+def _list_slices(files, values, modality, organ, window, axis):
+    """List the slices of every (name, path, channel, path of the mask)."""
+    window = window or (SOFT_TISSUE if modality == "CT" else None)  # None: percentiles of the volume
+    cases = []
+    for name, path, channel, mask_path in files:
+        shape, spacing = volumes.read_grid(path, channel, mask_path)
+        column, row = (spacing[a] for a in range(3) if a != axis)
+        for index in range(shape[axis]):
+            read = partial(volumes.load_slice, channel=channel, window=window, mask_path=mask_path, values=values, axis=axis,
+                           index=index)  # fmt: skip
+            cases.append(Case(f"{name}/{index:04d}", name, describe(modality, organ), "", path, read, (row, column),
+                              spacing[axis], name, index))  # fmt: skip
+    return cases

@@ -24,16 +24,14 @@ def fit(array, size, order, fill):
     if order == NEAREST:
         resized = F.interpolate(planes.float(), (size, size), mode="nearest-exact").to(tensor.dtype)
     else:
-        planes = planes if planes.is_floating_point() else planes.float()
-        resized = _resize(planes, size)
+        resized = _resize(planes if planes.is_floating_point() else planes.float(), size)
     return resized.reshape(*tensor.shape[:-2], size, size)
 
 
 def unfit(logits, shape):
-    """Take logits (..., K, size, size) back to the native grid (..., K, H, W), shape = (H, W): the inverse of fit.
+    """Take logits (..., K, size, size) back to the native grid (..., K, H, W), shape = (H, W): the inverse of a LINEAR fit.
 
-    Bilinear; shrinking averages over the covered area. Scores are resized and the label chosen afterwards, so that the
-    contour falls between the coarse pixels.
+    Scores are resized and the label chosen afterwards, so that the contour falls between the coarse pixels.
     """
     height, width = shape
     side, top, left = _square(height, width)
@@ -48,10 +46,7 @@ def draw_uniform(low, high, like, rng):
 
 
 def similarity(degrees, window):
-    """Matrix (B, 2, 3) for warp: the content turns counter-clockwise by `degrees` and shrinks by `window`; both (B,).
-
-    It maps an output position to the input position it is read from: window * R(degrees).
-    """
+    """Matrix window * R(degrees), (B, 2, 3), for warp: the content turns counter-clockwise and shrinks; both (B,)."""
     angle = torch.deg2rad(degrees)
     cosine, sine = window * torch.cos(angle), window * torch.sin(angle)
     zero = torch.zeros_like(cosine)
@@ -74,18 +69,21 @@ def warp(tensor, matrix, mode, fill, displacement=None):
     return (sampled + fill).to(tensor.dtype)  # moved by fill and back, as grid_sample fills with 0 alone
 
 
+def warp_pair(image, mask, matrix, displacement=None):
+    """Warp image (B, C, H, W), bilinear, filled with -1, and mask (B, H, W), nearest, 0."""
+    warped = warp(image, matrix, "bilinear", -1.0, displacement)
+    return warped, warp(mask[:, None], matrix, "nearest", 0, displacement)[:, 0]  # (B, H, W) as one channel
+
+
 def random_warp(image, edge, mask, rng, degrees=20.0, window=(0.75, 1.05)):
     """Turn by U(-degrees, degrees), centre-crop or pad to U(window) of the side, resize back: one draw for all three.
 
-    Defaults: the authors' fine-tuning. image (B, C, H, W) bilinear, filled with -1; edge (B, 1, H, W) bilinear, 0;
-    mask (B, H, W) nearest, 0. Each sample has its own draw. Rotation, crop and resize are one resampling.
+    Defaults: the authors' fine-tuning. edge (B, 1, H, W): bilinear, filled with 0; image and mask as of warp_pair. Each
+    sample has its own draw. Rotation, crop and resize are one resampling.
     """
-    angle = draw_uniform(-degrees, degrees, image, rng)
-    matrix = similarity(angle, draw_uniform(*window, image, rng))
-    image = warp(image, matrix, "bilinear", -1.0)
-    edge = warp(edge, matrix, "bilinear", 0.0)
-    mask = warp(mask[:, None], matrix, "nearest", 0)[:, 0]
-    return image, edge, mask
+    matrix = similarity(draw_uniform(-degrees, degrees, image, rng), draw_uniform(*window, image, rng))
+    image, mask = warp_pair(image, mask, matrix)
+    return image, warp(edge, matrix, "bilinear", 0.0), mask
 
 
 def _square(height, width):

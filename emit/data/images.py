@@ -15,20 +15,17 @@ PERCENTILES = (0.5, 99.5)  # [authors' code]
 MOST_CLASSES = 64  # a grey mask with larger values than this is not a map of class numbers
 
 
-def read_plain(path):
-    """Read a picture that has no mask: (image, None)."""
-    return read_image(path), None
-
-
-def read_pair(path, masks, values):
-    """Read (image, mask): a picture as of `read_image` and the union of its masks as of `read_mask`."""
-    return read_image(path), np.maximum.reduce([read_mask(mask, values) for mask in masks])
-
-
-def read_image(path):
-    """Read a picture as float32 (H, W) in [-1, 1]: grey, its 0.5 and 99.5 percentiles at -1 and 1."""
+def read_pair(path, masks=(), values=None):
+    """Read (image, mask): a grey picture, `normalise`d, and the union of its masks as of `read_mask`, None without any."""
     pixels = decode(path)
-    return normalise(pixels @ LUMA if pixels.ndim == 3 else pixels)
+    image = normalise(pixels @ LUMA if pixels.ndim == 3 else pixels)
+    union = None
+    for name in masks:
+        mask = read_mask(name, values)
+        if mask.shape != image.shape:
+            raise InputError(f"{name}: is {mask.shape} (rows, columns), its image {image.shape}; redraw it on the image's grid")
+        union = mask if union is None else np.maximum(union, mask)
+    return image, union
 
 
 def normalise(image, window=None):
@@ -47,9 +44,8 @@ def find_window(image):
 
 
 def read_mask(path, values):
-    """Read a mask as uint8 (H, W) of class numbers.
+    """Read a mask as uint8 (H, W) of class numbers. values: {grey level, palette index, or colour (name or RGB): class number}.
 
-    values: {value in the file: class number}. A value is a grey level, a palette index, or a colour (name or RGB).
     0 is background; 255 (65535 in 16 bits) alone stands for 1; a grey JPEG is thresholded at 127. A pixel of a colour
     mask has the class of its dominant hue where it holds at least half of that colour's light, so anti-aliased borders
     stay where they are and no third class appears between two. Any other value is an InputError.
@@ -57,12 +53,15 @@ def read_mask(path, values):
     pixels = decode(path, indices=True)
     if is_coloured(pixels):
         return _match_colours(path, pixels, values)
-    levels = _grey_levels(path, pixels, values)
-    found = np.unique(levels)
-    known = {0: 0} | {value: number for value, number in values.items() if isinstance(value, int)}
-    if not known.keys() >= set(found.tolist()):
-        strange = sorted(set(found.tolist()) - known.keys())
-        raise InputError(f"{path}: mask value {_list(strange)} is not a class; redraw it, or name it in labels")
+    return number_classes(path, _grey_levels(path, pixels, values), values)
+
+
+def number_classes(path, levels, values):
+    """Turn the levels of a mask into class numbers, uint8. values: {level: class number}; 0 is background, others are refused."""
+    found, known = np.unique(levels), {0: 0} | values
+    strange = [value for value in found.tolist() if value not in known]
+    if strange:
+        raise InputError(f"{path}: mask value {strange[0]} is not a class; redraw it, or name it in labels")
     return np.array([known[value] for value in found.tolist()], np.uint8)[np.searchsorted(found, levels)]
 
 
@@ -74,8 +73,7 @@ def find_values(path):
         return {name for name, hit in near.items() if hit.any()}
     values = set(np.unique(_grey_levels(path, pixels, {})).tolist()) - {0}
     if any(not 0 < value < MOST_CLASSES for value in values):
-        raise InputError(f"{path}: mask values {_list(sorted(values))} are neither 0, 1, 2, ... nor 0 and 255; "
-                         "threshold it, or give labels")  # fmt: skip
+        raise InputError(f"{path}: mask values {min(values)} to {max(values)} are no class numbers; threshold it, or give labels")
     return values
 
 
@@ -98,11 +96,10 @@ def is_coloured(pixels):
 
 
 def _match_colours(path, pixels, values):
-    colours = [COLOURS[value] if isinstance(value, str) else value for value in values if not isinstance(value, int)]
-    if not colours:
+    classes = {COLOURS.get(value, value): number for value, number in values.items() if not isinstance(value, int)}
+    if not classes:
         raise InputError(f"{path}: the mask is coloured, the classes are numbers; name its colours in labels")
-    numbers = np.array([number for value, number in values.items() if not isinstance(value, int)], np.uint8)
-    colours = np.array(colours, np.float32)
+    colours, numbers = np.array([*classes], np.float32), np.array([*classes.values()], np.uint8)
     light = pixels.astype(np.float32)
     along = light @ (colours / np.linalg.norm(colours, axis=1, keepdims=True)).T  # (H, W, colours)
     hue = along.argmax(axis=2)
@@ -115,44 +112,24 @@ def _match_colours(path, pixels, values):
     return np.where(filled, numbers[hue], 0).astype(np.uint8)
 
 
-def read_size(path):
-    """Return (H, W) from the file's header."""
-    with _open(path) as file:
-        return file.height, file.width
-
-
 def decode(path, indices=False):
     """Return pixels: (H, W) in the file's own depth, or (H, W, 3) uint8 when any pixel is not grey.
 
     An alpha channel that varies is laid over black, a constant one dropped. indices: of a coloured palette, return the
     numbers, not the colours, as masks are stored.
     """
-    with _open(path) as file:
-        try:
-            file.load()
-        except (OSError, SyntaxError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read as an image ({error}); replace the file") from error
-        if file.mode in ("I", "F", "L") or file.mode.startswith("I;16"):
-            return np.asarray(file)
-        if file.mode == "1":
-            return np.asarray(file.convert("L"))
-        alpha = file.has_transparency_data or file.mode == "P"
-        pixels = np.asarray(file.convert("RGBA" if alpha else "RGB"))
-        numbers = np.asarray(file) if file.mode == "P" else None
-    if alpha and np.ptp(pixels[..., 3]):
-        pixels = np.rint(pixels[..., :3] * (pixels[..., 3:] / 255)).astype(np.uint8)
-    grey = not np.ptp(pixels[..., :3], axis=2).any()
-    if indices and numbers is not None and not grey:
-        return numbers
-    return pixels[..., 0] if grey else pixels[..., :3]
-
-
-def _open(path):
     try:
-        return Image.open(path)
+        with Image.open(path) as file:
+            file.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be opened as an image ({error}); replace the file") from error
-
-
-def _list(values):
-    return ", ".join(str(value) for value in values[:5]) + (", ..." if len(values) > 5 else "")
+        raise InputError(f"{path}: cannot be read as an image ({error}); replace the file") from error
+    if file.mode in ("I", "F", "L") or file.mode.startswith("I;16"):
+        return np.asarray(file)
+    if file.mode == "1":
+        return np.asarray(file.convert("L"))
+    pixels = np.asarray(file.convert("RGBA"))
+    if np.ptp(pixels[..., 3]):
+        pixels = np.rint(pixels[..., :3] * (pixels[..., 3:] / 255)).astype(np.uint8)
+    if not np.ptp(pixels[..., :3], axis=2).any():
+        return pixels[..., 0]
+    return np.asarray(file) if indices and file.mode == "P" else pixels[..., :3]

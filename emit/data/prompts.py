@@ -9,11 +9,6 @@ ABBREVIATIONS = {  # RadImageNet's folder names
     "gb": "gallbladder",
     "ivc": "inferior vena cava",
 }
-TARGET_PROMPTS = {  # [authors' code]
-    "breast": "Breast, Ultrasound",
-    "prostate": "Prostate, MRI",
-    "spleen": "Spleen, CT",
-}
 
 APPEARANCE_PHRASES = (  # [paper] 50 phrases about appearance, never about anatomy; [choice] the words are ours
     "enhance contrast", "reduce contrast", "strong contrast", "gentle contrast", "even contrast",
@@ -29,14 +24,12 @@ APPEARANCE_PHRASES = (  # [paper] 50 phrases about appearance, never about anato
 )  # fmt: skip
 
 
-def expand(level):
-    """Spell out one level of a folder path: an abbreviation if it is the whole level, underscores as spaces."""
-    return ABBREVIATIONS.get(level.lower(), level.replace("_", " "))
-
-
 def describe(modality, organ, pathology=None):
-    """Return the prompt "US, breast, benign" (paper, section on text conditions); without pathology "US, thyroid"."""
-    return ", ".join(expand(level) for level in (modality, organ, pathology) if level)
+    """Return the prompt "US, breast, benign" (paper, section on text conditions); without pathology "US, thyroid".
+
+    A level that is an abbreviation as a whole is spelt out; underscores become spaces.
+    """
+    return ", ".join(ABBREVIATIONS.get(level.lower(), level.replace("_", " ")) for level in (modality, organ, pathology) if level)
 
 
 def draw_phrase(rng):

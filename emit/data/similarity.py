@@ -23,11 +23,10 @@ def content_hash(image):
 
 
 def thumbnails(images, side):
-    """Return (N, side * side) float32 grey thumbnails, each of zero mean and unit length: products are correlations.
+    """Return (N, side * side) float32 grey area averages, each of zero mean and unit length: products are correlations.
 
-    images: arrays or CPU tensors, (H, W) or (C, H, W), in any range. Channels are averaged, and the image is
-    area-averaged to side x side; `side` = its own side leaves it as it is. A constant image, or one with less than 1e-6
-    of its range left, becomes zeros and correlates 0 with everything.
+    images: arrays or CPU tensors, (H, W) or (C, H, W), in any range. A constant image, or one with less than 1e-6 of its
+    range left, becomes zeros and correlates 0 with everything.
     """
     rows = []
     for image in images:
@@ -41,37 +40,27 @@ def thumbnails(images, side):
     return torch.stack(rows).numpy() if rows else np.zeros((0, side * side), np.float32)
 
 
-def near_duplicate_groups(cases, threshold=0.9):
-    """Return {case id: group}, where cases of one group, of one picture, or of look-alike pictures share a group.
+def join_near_duplicates(cases, threshold=0.9):
+    """Return the cases regrouped: those of one group, of one picture, or of look-alike pictures share a group.
 
     Alike: the same content hash, or 32 x 32 thumbnails that correlate above the threshold; groups are the connected
     components, named after their first group. Blank pictures link nobody. Meant for sets without patients: slices
     of two patients at one level look alike as well. Reads every picture once; time and memory grow as n^2.
     """
-    hashes, small = [], np.zeros((len(cases), SIDE * SIDE), np.float32)
+    small = np.zeros((len(cases), SIDE * SIDE), np.float32)
+    links, first = [], {}
     for i, case in enumerate(cases):
         image = case.image
-        hashes.append(content_hash(image) if np.ptp(image) else case.id)
         small[i] = thumbnails([image], SIDE)
-    links = _link_equal([case.group for case in cases]) + _link_equal(hashes)
+        for key in (case.group, content_hash(image)) if np.ptp(image) else (case.group,):
+            links.append((first.setdefault(key, i), i))
     for start in range(0, len(cases), ROWS):
         near = np.argwhere(small[start : start + ROWS] @ small.T > threshold)
         links += [(start + i, j) for i, j in near if start + i < j]
     rows, columns = np.array(links, int).reshape(-1, 2).T
     graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(cases), len(cases)))
     _, component = connected_components(graph, directed=False)
-    first = {}
+    names = {}
     for case, number in zip(cases, component, strict=True):
-        first[number] = min(first.get(number, case.group), case.group)
-    return {case.id: first[number] for case, number in zip(cases, component, strict=True)}
-
-
-def with_groups(cases, groups):
-    """Return the cases with their groups replaced by {id: group}."""
-    return [dataclasses.replace(case, group=groups[case.id]) for case in cases]
-
-
-def _link_equal(keys):
-    """Link every position to the first one that has the same key."""
-    first = {}
-    return [(first.setdefault(key, i), i) for i, key in enumerate(keys)]
+        names[number] = min(names.get(number, case.group), case.group)
+    return [dataclasses.replace(case, group=names[number]) for case, number in zip(cases, component, strict=True)]

@@ -30,8 +30,7 @@ def make_rgba(grey, alpha):
 
 
 def make_palette(indices, colours):
-    image = Image.fromarray(indices, "L")
-    image = Image.frombytes("P", image.size, indices.tobytes())
+    image = Image.frombytes("P", indices.shape[::-1], indices.tobytes())
     image.putpalette([part for colour in colours for part in colour])
     return image
 
@@ -79,7 +78,6 @@ def test_picture_is_the_same_in_any_format(tmp_path, form):
 def test_blank_picture_is_black_and_nearly_blank_one_keeps_its_dot(tmp_path):
     dot = np.full((24, 32), 7, np.uint8)
     save(tmp_path / "US" / "gb" / "a.png", dot)
-    dot = dot.copy()
     dot[3, 4] = 9  # 1 of 768 pixels: beyond the percentiles
     save(tmp_path / "US" / "gb" / "b.png", dot)
     a, b = read_cases(tmp_path).cases
@@ -91,28 +89,21 @@ def test_blank_picture_is_black_and_nearly_blank_one_keeps_its_dot(tmp_path):
 
 
 def test_radimagenet_tree(tmp_path):
-    base = tmp_path / "radiology_ai"
-    for name in ("CT/abd/normal/ct1.png", "US/gb/usn1.png", "US/breast/benign/b.PNG", "MR/af/é/m.jpg"):
+    base = tmp_path / "radiology_ai"  # below, e and a combining accent, as macOS stores it, are one letter in the ids
+    for name in ("CT/abd/normal/ct1.png", "US/gb/usn1.png", "US/breast/benign/b.PNG", "MR/af/e\u0301/me\u0301.jpg"):
         save(base / name, PICTURE)
     save(base / "CT/abd/normal/._ct1.png", PICTURE)
     (base / "CT/abd/normal/notes.txt").write_text("no picture")
     found = read_cases(tmp_path)
-    assert found.layout == "radimagenet" and found.classes == ()
+    assert found.classes == ()
     assert {case.id: (case.prompt, case.stratum) for case in found.cases} == {
         "CT/abd/normal/ct1": ("CT, abdomen, normal", "CT/abd/normal"),
-        "MR/af/é/m": ("MR, ankle/foot, é", "MR/af/é"),
+        "MR/af/é/mé": ("MR, ankle/foot, é", "MR/af/é"),
         "US/breast/benign/b": ("US, breast, benign", "US/breast/benign"),
         "US/gb/usn1": ("US, gallbladder", "US/gb"),
     }
     assert all(case.group == case.id and case.load()[1] is None for case in found.cases)
     assert [case.id for case in read_cases(base).cases] == [case.id for case in found.cases]
-
-
-def test_ids_do_not_depend_on_how_the_file_system_writes_accents(tmp_path):
-    save(tmp_path / "US" / "gb" / "e\u0301tude.png", PICTURE)  # e and a combining accent, as macOS stores it
-    (case,) = read_cases(tmp_path).cases
-    assert case.id == "US/gb/\u00e9tude"
-    assert case.image.shape == (24, 32)
 
 
 def write_busi_case(root, stratum="benign", number=1, masks=(WHITE,), mode="1"):
@@ -185,7 +176,7 @@ def test_class_numbers_palette_indices_and_labels(tmp_path):
         found = read_cases(folders(tmp_path / name, form))
         assert found.classes == ("background", "class 1", "class 3")
         np.testing.assert_array_equal(found.cases[0].mask, LESION + 2 * OTHER)
-    merged = read_cases(tmp_path / "numbers", labels={"1": "zone", 3: "zone"})
+    merged = read_cases(tmp_path / "numbers", labels={1: "zone", 3: "zone"})
     assert merged.classes == ("background", "zone")
     np.testing.assert_array_equal(merged.cases[0].mask, LESION | OTHER)
     dropped = read_cases(tmp_path / "numbers", labels={1: "background", 3: "zone"})
@@ -261,9 +252,9 @@ def write_masks(root, *masks):
         folders(root, mask, f"p1_{number}")
 
 
-def write_damaged(root, size):
+def write_damaged(root):
     path = folders(root, LESION) / "images" / "p1_1.png"
-    path.write_bytes(path.read_bytes()[:size])
+    path.write_bytes(path.read_bytes()[:400])
 
 
 def write_twins(root):
@@ -281,15 +272,15 @@ FAULTS = {  # what is written, which file the message names, what it says
     "no mask": (lambda root: save(root / "benign/benign (1).png", PICTURE), "benign (1).png", "no mask"),
     "no image": (lambda root: save(root / "benign/benign (1)_mask.png", WHITE), "benign (1)_mask.png", "no image"),
     "size": (lambda root: write_busi_case(root, masks=(WHITE, WHITE[:-1])), "benign (1)_mask_1.png",
-             "23 x 32, its image 24 x 32"),
+             r"is \(23, 32\) .*, its image \(24, 32\)"),
     "value": (lambda root: write_busi_case(root, masks=(LESION * 200,), mode="L"), "benign (1)_mask.png", "value 200"),
-    "grey ramp": (lambda root: folders(root, PICTURE), "masks/p1_1.png", "mask values"),
+    "grey ramp": (lambda root: folders(root, PICTURE), "masks/p1_1.png", "mask values 1 to 255"),
     "fractions": (lambda root: folders(root, LESION * np.float32(0.5), suffix=".tif"), "masks/p1_1.tif", "fractions"),
     "no foreground": (lambda root: folders(root, LESION * 0), "", "all masks are empty"),
     "orange": (lambda root: write_masks(root, RED, ORANGE), "masks/p1_2.png", r"\(255, 165, 0\)"),
     "grey and colour": (lambda root: write_masks(root, RED, WHITE), "", "some are grey"),
-    "no header": (lambda root: write_damaged(root, 8), "images/p1_1.png", "cannot be opened"),
-    "truncated": (lambda root: write_damaged(root, 400), "images/p1_1.png", "cannot be read"),
+    "text": (lambda root: folders(root, LESION, "a").joinpath("masks/a.png").write_text("text"), "masks/a.png", "cannot be read"),
+    "truncated": (write_damaged, "images/p1_1.png", "cannot be read"),
 }  # fmt: skip
 
 
@@ -319,5 +310,5 @@ def test_coloured_mask_needs_coloured_labels(tmp_path):
     folders(tmp_path, RED)
     with pytest.raises(InputError, match="name its colours"):
         read_cases(tmp_path, labels={1: "a"}).cases[0].load()
-    with pytest.raises(InputError, match="'orange' is no number nor one of red"):
+    with pytest.raises(InputError, match="'orange' is no number nor red"):
         read_cases(tmp_path, labels={"orange": "a"})

@@ -4,7 +4,6 @@ import torch
 from scipy import signal
 
 from emit.data.edges import HINTS, box_map, contour, edge_agreement, edge_condition, make_hint, mask_map
-from emit.errors import InputError
 
 
 def scharr(labels):
@@ -20,14 +19,6 @@ def lines(*columns):
         if column is not None:
             plane[0, :, column] = 1.0
     return image
-
-
-@pytest.mark.parametrize("label", [1, 2, 7])
-def test_contour_of_a_half_plane(label):
-    mask = torch.zeros(1, 5, 6, dtype=torch.int64)
-    mask[:, :, 3:] = label
-    assert contour(mask).tolist() == [[[[0, 0, 1, 1, 0, 0]] * 5]]
-    assert contour(mask.transpose(1, 2))[0, 0].T.tolist() == [[0, 0, 1, 1, 0, 0]] * 5
 
 
 def test_contour_of_a_square_is_two_pixels_wide_for_each_class():
@@ -55,13 +46,6 @@ def test_contour_is_the_complex_scharr():
         assert np.abs(ours.numpy() - scharr(labels)).max() < 1e-6  # float32 sums below 4
 
 
-def test_image_border_is_no_contour():
-    assert contour(torch.full((1, 6, 6), 2)).sum() == 0
-    mask = torch.zeros(1, 6, 6, dtype=torch.int64)
-    mask[:, :3] = 1  # reaches three borders: only the line below it may appear
-    assert contour(mask)[0, 0].tolist() == [[0] * 6] * 2 + [[1] * 6] * 2 + [[0] * 6] * 2
-
-
 def test_edge_condition_is_the_clipped_sum_on_bytes():
     draw = torch.Generator().manual_seed(0)
     hed = torch.rand(2, 1, 9, 9, generator=draw)
@@ -75,8 +59,6 @@ def test_edge_condition_is_the_clipped_sum_on_bytes():
 def test_mask_map_spaces_labels_evenly():
     mask = torch.tensor([[[0, 1], [2, 3]]])
     assert torch.allclose(mask_map(mask, 4), torch.tensor([[[[0, 1 / 3], [2 / 3, 1]]]]))
-    with pytest.raises(ValueError, match="label 3"):
-        mask_map(mask, 3)
 
 
 def test_boxes_frame_each_component():
@@ -128,8 +110,6 @@ def test_hints_have_three_equal_channels_in_range():
         assert hint.shape == (2, 3, 8, 8) and hint.min() >= 0 and hint.max() <= 1
         assert all(torch.equal(hint[:, channel], plane[:, 0]) for channel in range(3))
     assert torch.equal(make_hint("hed", None, edge, 3)[:, :1], edge)
-    with pytest.raises(InputError, match="choose from hed"):
-        make_hint("canny", mask, edge, 3)
 
 
 def test_agreement_of_lines():
@@ -140,15 +120,6 @@ def test_agreement_of_lines():
     assert edge_agreement(edge, reference, tolerance=2).tolist() == [1, 1, 1, 0, 1, 0, 0]
     assert edge_agreement(0.4 * edge, edge).tolist() == [0, 0, 0, 0, 1, 0, 1]  # below the threshold: no edge
     assert edge_agreement(0.4 * edge, edge, threshold=0.4).tolist() == [1] * 7
-
-
-def test_agreement_counts_false_and_missed_edges():
-    one, two = lines(3), lines(3) + lines(9)
-    # one of two lines is right: P = 1/2, R = 1, F1 = 2/3; and the other way round P = 1, R = 1/2
-    assert edge_agreement(two, one).item() == pytest.approx(2 / 3)
-    assert edge_agreement(one, two).item() == pytest.approx(2 / 3)
-    # an edge everywhere: P = 3 of 12 columns, R = 1
-    assert edge_agreement(torch.ones(1, 1, 12, 12), one).item() == pytest.approx(2 * 0.25 / 1.25)
 
 
 @pytest.mark.parametrize("tolerance", [0, 1, 2])

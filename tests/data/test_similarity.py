@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from emit.data.cases import Case, read_cases
-from emit.data.similarity import content_hash, near_duplicate_groups, thumbnails, with_groups
+from emit.data.similarity import content_hash, join_near_duplicates, thumbnails
 
 
 def make_picture(seed, size=(48, 64)):
@@ -79,7 +79,7 @@ def test_near_duplicates_are_found_and_chained(tmp_path):
     }  # fmt: skip
     cases = save_tree(tmp_path, {name: np.clip(np.rint(image), 0, 255).astype(np.uint8)
                                  for name, image in pictures.items()})  # fmt: skip
-    groups = near_duplicate_groups(list(cases.values()))
+    groups = {case.id: case.group for case in join_near_duplicates(list(cases.values()))}
     parts = {}
     for name, group in groups.items():
         parts.setdefault(group, set()).add(name.removeprefix("US/gb/"))
@@ -89,14 +89,12 @@ def test_near_duplicates_are_found_and_chained(tmp_path):
         ["dark"], ["dark_too"], ["white"],
     ]  # fmt: skip
     assert groups["US/gb/a_small"] == "US/gb/a"
-    chained = near_duplicate_groups(list(cases.values()), threshold=0.6)  # b and c are now joined through b_far
-    assert len({chained[f"US/gb/{name}"] for name in ("b", "b_next", "b_far", "c")}) == 1
-    merged = with_groups(list(cases.values()), groups)
-    assert [case.group for case in merged] == [groups[case.id] for case in merged]
+    chained = join_near_duplicates([cases[name] for name in ("b", "b_next", "b_far", "c")], threshold=0.6)
+    assert len({case.group for case in chained}) == 1  # b and c are now joined through b_far
 
 
 def test_near_duplicates_join_whole_groups():
     a, b, c = (make_picture(seed).astype(np.float32) / 128 - 1 for seed in range(3))
     owners = (("p3/0", a), ("p2/0", a.copy()), ("p2/1", b), ("p1/0", b.copy()), ("p4/0", c))
     cases = [Case(name, name[:2], "", "", name, lambda path, image=image: (image, None)) for name, image in owners]
-    assert near_duplicate_groups(cases) == {"p3/0": "p1", "p2/0": "p1", "p2/1": "p1", "p1/0": "p1", "p4/0": "p4"}
+    assert [case.group for case in join_near_duplicates(cases)] == ["p1", "p1", "p1", "p1", "p4"]

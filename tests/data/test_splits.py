@@ -52,14 +52,7 @@ def test_strata_are_balanced_to_one_case_when_every_case_is_its_own_group():
             assert abs(held[stratum] - 0.2 * (count - test[stratum])) <= 1
 
 
-def test_groups_of_mixed_size_and_stratum_are_balanced():
-    rng = np.random.default_rng(3)
-    for _ in range(10):
-        cases = draw_cases(rng)
-        largest = max(Counter(case.group for case in cases).values())
-        for split in make_splits(cases, folds=3, seed=1):
-            # [choice] twice the largest group: a greedy deal cannot divide groups, a careless one is off by far more
-            assert abs(len(split.test) - len(cases) / 3) <= 2 * largest
+def test_equal_groups_are_balanced_in_every_stratum():
     pair = [make_case(f"{s}{i}", f"{s}{i // 4}", s) for s in "ab" for i in range(24)]  # 6 equal groups in each stratum
     for split in make_splits(pair, folds=3, seed=0):
         assert Counter(name[0] for name in split.test) == {"a": 8, "b": 8}
@@ -94,10 +87,9 @@ def test_few_groups_still_fill_every_part_or_say_so():
     cases = [make_case(f"g{g}/{i}", f"g{g}") for g, n in enumerate((30, 1, 1)) for i in range(n)]
     for split in make_splits(cases, folds=3):
         assert split.train and split.validation and split.test
-    for count, folds, said in ((31, 3, "2 groups cannot fill 3 parts"), (31, 2, "1 groups cannot fill 2 parts"),
-                               (32, 1, "at least 2 folds")):  # fmt: skip
+    for folds, said in ((3, "2 groups cannot fill 3 parts"), (2, "1 groups cannot fill 2 parts")):
         with pytest.raises(InputError, match=said):
-            make_splits(cases[:count], folds=folds)
+            make_splits(cases[:31], folds=folds)
     assert [split.validation for split in make_splits(cases[:31], folds=2, validation=0)] == [(), ()]
 
 
@@ -151,5 +143,5 @@ def test_nnunet_splits_score_val_and_carve_validation_from_train(tmp_path):
     leak = [make_case(f"spleen_{v}/0000", f"p{v // 2}", volume=f"spleen_{v}") for v in range(6)]  # 0 and 1: one patient
     with pytest.raises(InputError, match=r"splits_final.json: .*group 'p\d' is in"):
         read_splits(tmp_path / "splits_final.json", leak)
-    with pytest.raises(InputError, match="'spleen_5' is unknown"):
+    with pytest.raises(InputError, match=r"no splits file of these cases.*spleen_5"):
         read_splits(tmp_path / "splits_final.json", cases[:-4])

@@ -114,7 +114,8 @@ def test_mr_has_one_normalisation_per_volume(tmp_path):
 def test_channels_in_the_fourth_axis_or_in_files_of_their_own(tmp_path, channel):
     array, labels, affine = make_volume()
     both = np.stack([array, -array // 2], axis=3)
-    for root, manner in ((tmp_path / "msd", "msd"), (tmp_path / "nnunet", "nnunet")):
+    for manner in ("msd", "nnunet"):
+        root = tmp_path / manner
         store(root / "labelsTr" / "p_01.nii.gz", labels, affine, "LPS")
         if manner == "msd":
             store(root / "imagesTr" / "p_01.nii.gz", both, affine, "LPS")
@@ -154,7 +155,7 @@ def test_bare_pair_of_volumes(tmp_path):
     store(tmp_path / "scan.nii.gz", array, affine)
     store(tmp_path / "scan_seg.nii.gz", labels.astype(np.float32), affine)
     found = read_cases(tmp_path, modality="CT", labels={2: "liver"})
-    assert found.layout == "volume" and found.classes == ("background", "liver")
+    assert found.classes == ("background", "liver")
     assert found.cases[0].prompt == "CT, liver" and found.cases[0].id == "scan/0000"
     np.testing.assert_array_equal(found.cases[3].mask, labels[::-1, ::-1, 3].T == 2)
     assert read_cases(tmp_path, modality="CT").classes == ("background", "class 1", "class 2")
@@ -186,7 +187,7 @@ def truncate(path):
 
 
 FAULTS = {  # what is spoilt in a sound set (root, array, labels, affine), which file the message names, what it says
-    "undeclared label": (lambda r, i, y, a: describe_set(r, labels=("background", "spleen")), LABELS, "label 2"),
+    "undeclared label": (lambda r, i, y, a: describe_set(r, labels=("background", "spleen")), LABELS, "value 2 is not a class"),
     "no description": (lambda r, i, y, a: (r / "dataset.json").unlink(), "dataset.json", "cannot be read"),
     "region labels": (lambda r, i, y, a: write_regions(r), "dataset.json", "plain labels"),
     "no label": (lambda r, i, y, a: store(r / "imagesTr/x.nii.gz", i, a), "imagesTr/x.nii.gz", "no mask"),
@@ -225,9 +226,7 @@ def test_a_pair_is_two_files(tmp_path):
 @pytest.mark.parametrize(("options", "said"), [
     ({"channel": 2}, "names 2 channels"),
     ({"channel": 1}, "has 1 channels, not channel 1"),  # though two are declared
-    ({"axis": 3}, "no axis 3"),
-    ({"window": (240, -160)}, "lower value first"),
-    ({"labels": {"red": "a"}}, "'red' is no number as a volume"),
+    ({"labels": {"red": "a"}}, "'red' is no number;"),
     ({"labels": {7: "a"}}, "does not declare label 7"),
     ({"labels": {1: "background"}}, "1 classes"),
 ])  # fmt: skip
