@@ -182,7 +182,7 @@ MUTANTS = [
     ("emit/evaluation/sweep.py", '/ math.sqrt(run["cases"])', "/ 1", REPORTED),
     (REPORT, "scores[name]['median']", "scores[name]['mean']", REPORTED),
     ("emit/evaluation/illustrate.py", "if key in line]", "]", REPORTED),
-    ("emit/evaluation/page.py", 'if seen.entries else', "if True else", REPORTED),
+    ("emit/evaluation/page.py", ' or "unknown"', "", REPORTED),
     ("emit/evaluation/figures.py", '"text.parse_math": False', '"text.parse_math": True', "tests/evaluation/test_figures.py"),
     ("emit/evaluation/figures.py", '"Glyph .* missing', '"glyph .* missing-', "tests/evaluation/test_figures.py"),
     ("emit/evaluation/figures.py", "except Exception as error:", "except OSError as error:", REPORTED),

@@ -228,12 +228,6 @@ def test_a_kill_before_any_write_resumes_to_the_same_result(tmp_path, monkeypatc
         assert read_run(out / place) == whole, limit
 
 
-def test_several_processes_are_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match=r"^train_seg.py: "):
-        train_seg.main()
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -13,7 +13,7 @@ from emit.evaluation.statistics import tabulate
 from emit.generated import read_manifest
 
 MOST_ARMS = 6  # in one figure of contours or curves
-PERCENTILES = (10, 50, 90)
+PERCENTILES = (10, 50, 90)  # of the baseline's Dice, for contours
 COLUMNS, SAMPLES = 6, 3  # of the figure of generated images
 CURVES = ("training loss", "log.jsonl", "loss"), ("validation Dice", "validation.jsonl", "dice")  # title, file, key
 SHOWN = f"At most {MOST_ARMS} arms: baseline, best classical, then those with generated images."
@@ -32,7 +32,8 @@ def illustrate(rows, results, labelled, settings) -> list[tuple[str, Path, str]]
 
     A figure that cannot be drawn is left out, with a line that says why.
     """
-    arms, stamp = choose_shown(results), results["stamp"]
+    arms = [arm for arm in ("baseline", results["best_classical"], *results["generated_arms"]) if arm][:MOST_ARMS]
+    stamp = results["stamp"]
     paths = [settings.out / "figures" / f"{name}.png" for name in ("paired", "contours", "generated", "curves")]
     for path in paths:
         path.unlink(missing_ok=True)  # as drawn before a resume
@@ -51,21 +52,10 @@ def illustrate(rows, results, labelled, settings) -> list[tuple[str, Path, str]]
     return [(title, path, caption) for path, (title, caption) in zip(paths, CAPTIONS.items(), strict=True) if path.exists()]
 
 
-def choose_shown(results) -> list[str]:
-    """Return the arms of figures that cannot hold all: baseline, best classical, then those with generated images."""
-    return [arm for arm in ("baseline", results["best_classical"], *results["generated_arms"]) if arm][:MOST_ARMS]
-
-
-def choose_percentiles(scores) -> list[tuple[int, str]]:
-    """Return [(percentile, case)]: the case of rank p (n - 1) / 100, rounded half up, by score and then by name.
-
-    A case that two percentiles ask for is given once.
-    """
+def choose_percentiles(scores) -> dict[str, int]:
+    """Return {case: percentile}: the case of rank p (n - 1) / 100, rounded half up, by score and then by name."""
     ranked = sorted(scores, key=lambda case: (scores[case], case))
-    chosen = {}
-    for percentile in PERCENTILES if ranked else ():
-        chosen.setdefault(ranked[int(percentile * (len(ranked) - 1) / 100 + 0.5)], percentile)
-    return [(percentile, case) for case, percentile in chosen.items()]
+    return {ranked[int(p * (len(ranked) - 1) / 100 + 0.5)]: p for p in PERCENTILES if ranked}
 
 
 def collect_examples(folder, arms, rows, cases) -> list[dict]:
@@ -74,7 +64,7 @@ def collect_examples(folder, arms, rows, cases) -> list[dict]:
     fold_of = {row["case"]: row["fold"] for row in rows if row["target"]}  # contours of nothing show nothing
     dice = {arm: dict(zip(names, table[arm][0].tolist(), strict=True)) for arm in arms}  # of the first seed
     examples = []
-    for percentile, name in choose_percentiles({case: dice["baseline"][case] for case in fold_of}):
+    for name, percentile in choose_percentiles({case: dice["baseline"][case] for case in fold_of}).items():
         slices = group_volumes(cases)[name]
         targets, found = [case.mask for case in slices], {}
         largest = int(np.argmax([np.count_nonzero(mask) for mask in targets]))

@@ -7,7 +7,6 @@ from html import escape
 from itertools import chain
 
 from emit import ledger
-from emit.data.splits import select
 from emit.files import write_text
 from emit.training.settings import show
 
@@ -26,7 +25,7 @@ figure { margin: 1.2rem 0; } img { max-width: 100%; height: auto; } figcaption {
 
 def write_page(path, results, tables, figures, labelled, settings) -> None:
     """Write the page. tables: {name: rows of strings, header first}; figures: [(title, path, caption)]."""
-    seeds, stamp, code = results["seeds"], escape(results["stamp"]), results["versions"]["code"]
+    seeds, stamp, code = results["seeds"], escape(results["stamp"]), results["code"]
     spreads = ", ".join(f"{arm} {entry['dice']['seed_spread']:.4f}" for arm, entry in results["arms"].items())
     rows = [[f.name, show(getattr(settings, f.name)), f.metadata["source"], f.metadata["help"]] for f in fields(settings)]
     text = f"""<!DOCTYPE html>
@@ -59,12 +58,11 @@ infinite distance. Other codes drop some of these cases (docs/metrics.md).</p>
 {make_table(list_splits(labelled, settings.generated))}
 <p>A group is a patient or, where none is known, a set of look-alike pictures; none may be on two sides. Weights are chosen on
 the validation cases; with select_on_test on the test cases: then the scores are too good.</p>
-<p>The content of every test case is looked for among all cases that the generator of its fold, or any model it came from, was
-trained on. Near-duplicates, and slices that were read there with another window, channel or axis, are not recognised. Weights
-without a ledger, such as public ones, cannot be checked: they are unknown.</p>
+<p>The content of every test case was looked for among all cases that the generator of its fold, or any model it came from, was
+trained on, and not found: else there is no comparison. Near-duplicates, and slices that were read there with another window,
+channel or axis, are not recognised. Weights without a ledger, such as public ones, cannot be checked: they are unknown.</p>
 <h2>Settings</h2>
-<p>emit-diff {code["version"]} (commit {code["commit"] or "unknown"}{", with changes" if code["changed"] else ""}),
-{", ".join(f"{name} {version}" for name, version in results["versions"].items() if name != "code")}.</p>
+<p>emit-diff {code["version"]} (commit {code["commit"] or "unknown"}{", with changes" if code["changed"] else ""}).</p>
 {make_table([["setting", "value", "source of the default", "meaning"], *rows])}
 </body></html>
 """
@@ -90,17 +88,17 @@ def make_figure(title: str, path, caption: str) -> str:
 
 
 def list_splits(labelled, generated) -> list[list[str]]:
-    """Return the table of folds: the parts, groups that are in two, what the generator has seen, test cases among it."""
+    """Return the table of folds: cases and groups of the parts, groups that are in two, how many cases the generator has seen."""
     group_of = {case.id: case.group for case in labelled.cases}
-    table = [["fold", "training", "validation", "test", "groups in two parts", "seen by the generator", "test cases found there"]]
+    table = [["fold", "training", "validation", "test", "groups in two parts", "seen by the generator"]]
     for fold, split in enumerate(labelled.splits):
         parts = [case.id for case in labelled.training(fold)], split.validation, split.test
         groups = [{group_of[name] for name in part} for part in parts]
         counts = [f"{len(part)} in {len(mine)} groups" for part, mine in zip(parts, groups, strict=True)]
         shared = sum(n > 1 for n in Counter(chain(*groups)).values())
-        seen = ledger.Ledger() if generated is None else ledger.read(generated / f"fold{fold}" / "ledger.json")
-        stages = "; ".join(f"{entry['stage']}: {entry['cases']} cases" for entry in seen.entries)
-        leaked = {case for case, _ in seen.find(select(labelled.cases, split.test))}
-        found = [stages, str(len(leaked))] if seen.entries else ["no generator" if generated is None else "unknown"] * 2
-        table.append([str(fold), *counts, str(shared), *found])
+        stages = "no generator"
+        if generated is not None:
+            seen = ledger.read(generated / f"fold{fold}" / "ledger.json").entries
+            stages = "; ".join(f"{entry['stage']}: {entry['cases']} cases" for entry in seen) or "unknown"
+        table.append([str(fold), *counts, str(shared), stages])
     return table

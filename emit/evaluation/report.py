@@ -7,13 +7,9 @@ classical arm, and every other arm against the baseline.
 import csv
 import io
 import json
-import platform
 from dataclasses import asdict
 
-import matplotlib
 import numpy as np
-import scipy
-import torch
 
 from emit.arms import ARMS, CLASSICAL
 from emit.compat import read_compat
@@ -42,10 +38,9 @@ def write_report(settings, labelled, rows, fidelity=(), beside_real=()) -> dict:
     writer.writerows(rows)
     write_text(settings.out / "per_case.csv", text.getvalue())
     deviations = ", ".join(find_deviations(settings))
-    versions = {package.__name__: package.__version__ for package in (torch, np, scipy, matplotlib)}
     results = {
         "settings": asdict(settings),
-        "versions": {"code": code_version(), "python": platform.python_version(), **versions},
+        "code": code_version(),
         "stamp": f"published deviations on: {deviations}" if deviations else "",
         **compute(rows, labelled.cases, settings.seed),
         "fidelity": describe_fidelity(fidelity),
