@@ -6,7 +6,6 @@ seed segmenter.safetensors, predictions.npz and scores.json; for all of them tab
 """
 
 import json
-import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,49 +14,35 @@ import torch
 from safetensors.torch import load_file
 
 from emit import errors
-from emit.arms import ARMS, CLASSICAL, OF_IMAGES, choose_arms
+from emit.arms import ARMS, choose_arms
 from emit.checkpoints.writer import save
 from emit.compat import DEVIATIONS, foreign, read_compat
 from emit.data.augment import augment, merge
 from emit.data.cache import TrainingImages
 from emit.data.splits import select
 from emit.dataset import LabelledSet, inherit_set, open_set, write_set
-from emit.evaluation.fidelity import describe_generated, mask_fidelity
+from emit.evaluation.fidelity import describe_generated
 from emit.evaluation.illustrate import run_folder
 from emit.evaluation.predict import find_labels, predict, save_labels, score, validate
-from emit.evaluation.report import find_deviations, write_report, write_sweep
+from emit.evaluation.report import find_deviations, write_report
+from emit.evaluation.sweep import SWEEPS, plan_runs, write_sweep
 from emit.files import write_json
 from emit.generated import Generated
 from emit.networks.segmenter import Segmenter, SegmenterConfig, dice_ce_loss
 from emit.seeds import seed_from
 from emit.training import distributed
 from emit.training.loop import Run, read_lines, write_lines
-from emit.training.settings import RunSettings, parse, save_config, setting, to_plain, vary
-
-SWEEPS = {  # what --sweep takes, and the axis of its figure
-    "n": "generated images per case",
-    "alpha": "share of real patches",
-    "patches": "patches per side",
-    "real_cases": "real training cases",
-    "guidance": "guidance weight",
-    "strength": "control strength",
-}
-OF_FOLDERS = ("guidance", "strength", "real_cases")  # each value has its own images, in <generated>/NAME_VALUE
-READING = ("layout", "window", "channel", "axis", "labels")  # what a segmenter's images were read with
+from emit.training.settings import RunSettings, parse, save_config, setting, to_plain
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(RunSettings):
     """Stage 3 of EMIT-Diff: the comparison. A labelled set and generated images in; table, statistics, figures out."""
 
-    data: Path | None = setting(
-        None, "[choice] as --generated", help="labelled images, or a folder of python -m emit.dataset", may_change=True
-    )
+    data: Path | None = setting(None, "[choice] as --generated", help="labelled images, or emit.dataset's folder", may_change=True)
     generated: Path | None = setting(None, "[choice] none: real arms only", help="output folder of emit.generate")
     out: Path = setting(source="[choice] your folder", help="the run folder, new or with --resume")
-    size: int = setting(
-        64, "[choice] CPU minutes; [authors' code]: 384", paper=384, help="side of the square images in pixels", low=16
-    )
+    size: int = setting(64, "[choice] CPU minutes; [authors' code]: 384", paper=384, help="pixels a side, of square images", low=16)
     real_cases: int | None = setting(
         None, "[paper] all there are", help="training cases per fold, drawn by the seed; fewer are among more", low=1
     )
@@ -67,9 +52,8 @@ class Settings(RunSettings):
     seeds: int = setting(1, "[choice] the demo's minutes", paper=3, help="repetitions with other weights, order and draws", low=1)
     variant: Literal["attention", "plain", "residual"] = setting("attention", "[paper]", help="kind of U-Net")
     channels: tuple[int, ...] = setting(
-        (8, 16, 32, 64), "[choice] small images; [authors' code]: six stages", paper=(16, 32, 64, 128, 128, 256), help="widths",
-        low=1,
-    )  # fmt: skip
+        (8, 16, 32, 64), "[choice] minutes; [authors' code]: six stages", paper=(16, 32, 64, 128, 128, 256), help="widths", low=1
+    )
     steps: int = setting(150, "[choice] seconds; [paper]: 100 epochs", paper=2000, help="steps, the same in every arm", low=1)
     batch: int = setting(8, "[authors' code]", help="images per step, the same in every arm", low=1)
     lr: float = setting(3e-3, "[choice] few steps; [authors' code]: 1e-3", paper=1e-3, help="learning rate of AdamW", above=0)
@@ -108,7 +92,11 @@ class Fold:
 
 
 def open_labelled(settings):
-    """Return the labelled set: that of the generated images where there are some."""
+    """Return the labelled set: that of the generated images where there are some. Refuse settings that cannot be."""
+    if settings.patches > settings.size:
+        raise errors.InputError(f"--patches: is {settings.patches}, more than the {settings.size} pixels; give fewer")
+    for missing in sorted(set(foreign(settings.compat, "train_seg.py")) - set(find_deviations(settings))):
+        raise errors.InputError(f"--compat: {missing} is emit.generate's, and not that of {settings.generated}; generate anew")
     if settings.generated is not None:
         labelled = open_set(settings.generated, settings.data)
         if labelled.real_cases != settings.real_cases:
@@ -117,8 +105,7 @@ def open_labelled(settings):
         return labelled
     if settings.data is None:
         raise errors.InputError("--data: is required where there is no --generated; give the labelled images")
-    labelled = open_set(settings.data)
-    return replace(labelled, real_cases=settings.real_cases, size=settings.size, seed=settings.seed)
+    return replace(open_set(settings.data), real_cases=settings.real_cases, size=settings.size, seed=settings.seed)
 
 
 def open_folds(settings, labelled):
@@ -143,11 +130,10 @@ def train_segmenter(arm, fold, settings, folder, seed):
     torch.manual_seed(seed)  # of the initial weights
     config = SegmenterConfig(1, len(fold.labelled.classes), settings.channels, variant=settings.variant)
     network = Segmenter(config).to(settings.device)
-    settings = replace(settings, seed=seed)
     options = {"shuffle": "no_shuffle" not in settings.deviations, "log_every": settings.select_every}
-    run = Run(folder, {"segmenter": network}, settings, name=f"{folder.parent.name}/{folder.name}", **options)
+    run = Run(folder, {"segmenter": network}, replace(settings, seed=seed), name=f"{folder.parent.name}/{folder.name}", **options)
     selected, log = folder / "segmenter.safetensors", folder / "validation.jsonl"
-    reading = {name: to_plain(getattr(fold.labelled.about, name)) for name in READING}
+    reading = {name: to_plain(getattr(fold.labelled.about, name)) for name in ("layout", "window", "channel", "axis", "labels")}
     header = {"config": asdict(config), "classes": fold.labelled.classes, "size": settings.size, "reading": reading}
     # A step writes the selected weights, the line, and state.pt at its end. What is newer than state.pt is forgotten
     # here and done again, to the same bits: so a kill between any two writes changes nothing.
@@ -177,75 +163,41 @@ def train_segmenter(arm, fold, settings, folder, seed):
     return network.eval()
 
 
-def run_arm(name, fold, seed, settings, known=None):
-    """Train and score one segmenter; return {"rows": of its scores, "fidelity": of the generated images it has read}.
-
-    known: the folder of a run, already done, that differs in nothing that this arm depends on.
-    """
+def run_arm(name, fold, seed, settings):
+    """Train and score one segmenter; return {"rows": of its scores, "fidelity": of the generated images it has read}."""
     folder = run_folder(settings.out, name, fold.number, seed)
     scores = folder / "scores.json"  # written last
     if settings.resume and scores.exists():
         return json.loads(scores.read_text())
-    if known is not None:  # then there is nothing left to train
-        ignore = shutil.ignore_patterns(scores.name)
-        shutil.copytree(run_folder(known, name, fold.number, seed), folder, dirs_exist_ok=True, ignore=ignore)
-        settings = replace(settings, resume=True)
     number = seed_from(settings.seed, "segmenter", fold.number, seed)  # the same weights and order in every arm
     network = train_segmenter(ARMS[name], fold, settings, folder, number)
     predictions = predict(network, fold.test, settings.size)
     save_labels(folder / "predictions.npz", predictions)
-    found = {"rows": score(predictions, fold.labelled.classes, settings.tolerance, "fake_pixel" in settings.deviations)}
-    judges = name == "baseline" and fold.generated is not None
-    found["fidelity"] = measure_fidelity(network, fold) if judges else []
-    where = {"arm": name, "fold": fold.number, "seed": seed}
-    found = {table: [where | row for row in rows] for table, rows in found.items()}
+    rows = score(predictions, fold.labelled.classes, settings.tolerance, "fake_pixel" in settings.deviations)
+    fidelity, where = [], {"arm": name, "fold": fold.number, "seed": seed}
+    if name == "baseline" and fold.generated is not None:  # does its segmenter find the mask that was asked for?
+        pairs = enumerate(fold.generated.pairs())
+        found = {number: (find_labels(network, image), mask, None) for number, (_, image, mask) in pairs}
+        fidelity = score(found, fold.labelled.classes, settings.tolerance)
+    found = {"rows": [where | row for row in rows], "fidelity": [where | row for row in fidelity]}
     write_json(scores, found)
     return found
 
 
-def measure_fidelity(network, fold):
-    """Return one row per generated image: does the baseline's segmenter find the mask that was asked for?"""
-    _, images, masks = zip(*fold.generated.pairs(), strict=True)
-    return mask_fidelity(images, masks, lambda image: find_labels(network, image), fold.labelled.classes)
-
-
-def look_for_copies(fold, size):
-    """Describe a fold's generated images beside its training images and the test images, which nothing has seen."""
-    number = {case.id: place for place, case in enumerate(fold.training)}
-    sources, images = zip(*((number[case], image[0, 0]) for case, image, _ in fold.generated.pairs()), strict=True)
-    training, test = (TrainingImages(cases, size).image(range(len(cases)))[:, 0] for cases in (fold.training, fold.test))
-    return describe_generated(images, sources, training, test)
-
-
-def run_comparison(settings, labelled, folds, known):
-    """Train and score every arm on every fold and seed, then write the report; return its results.
-
-    known: {arm: folder of a run that holds for it too}.
-    """
-    manifests = {f"fold{fold.number}": fold.generated.manifest for fold in folds if fold.generated is not None}
+def run_comparison(settings, labelled, folds):
+    """Train and score every arm on every fold and seed, then write the report; return its results."""
+    arms = choose_arms(settings.arms, settings.generated)
+    with_images = [fold for fold in folds if fold.generated is not None]
+    manifests = {f"fold{fold.number}": fold.generated.manifest for fold in with_images}
     save_config(settings.out, settings, manifests, labelled.about.data, labelled.names)
     write_set(settings.out, labelled)
-    arms, seeds = choose_arms(settings.arms, settings.generated), range(settings.seeds)
-    found = [run_arm(name, fold, seed, settings, known.get(name)) for fold in folds for seed in seeds for name in arms]
+    found = [run_arm(name, fold, seed, settings) for fold in folds for seed in range(settings.seeds) for name in arms]
     rows, fidelity = ([row for one in found for row in one[table]] for table in ("rows", "fidelity"))
-    beside_real = [look_for_copies(fold, settings.size) for fold in folds if fold.generated is not None]
-    return write_report(settings.out, rows, labelled, settings, CLASSICAL, fidelity, beside_real)
-
-
-def plan_runs(settings, name):
-    """Return {value of a sweep over `name`: settings of its run}, {None: settings} without one; refuse what cannot be."""
-    if name in OF_IMAGES and settings.generated is None:
-        raise errors.InputError(f"--sweep {name}: is of generated images; give --generated")
-    runs = vary(settings, tuple(SWEEPS))
-    if name in OF_FOLDERS and settings.generated is not None:
-        runs = {value: replace(run, generated=run.generated / run.out.name) for value, run in runs.items()}
-    for run in runs.values():
-        if run.patches > run.size:
-            raise errors.InputError(f"--patches: is {run.patches}, more than the {run.size} pixels; give fewer")
-        for missing in sorted(set(foreign(run.compat, "train_seg.py")) - set(find_deviations(run))):
-            words = f"{missing} is emit.generate's, and {run.generated} was not made with it"
-            raise errors.InputError(f"--compat: {words}; generate anew")
-    return runs
+    beside_real = []  # the test images are those that nothing has seen
+    for fold in with_images:
+        training, test = (TrainingImages(cases, settings.size) for cases in (fold.training, fold.test))
+        beside_real.append(describe_generated(fold.generated.pairs(), training, test))
+    return write_report(settings, labelled, rows, fidelity, beside_real)
 
 
 def main():
@@ -253,18 +205,14 @@ def main():
     distributed.refuse_several("train_seg.py")
     settings = parse(Settings, inherit=inherit_set)
     settings = replace(settings, device=str(distributed.start(settings.device)))
-    name = settings.sweep[0].partition("=")[0].replace("-", "_") if settings.sweep else None
-    runs = plan_runs(settings, name)
+    swept, runs = plan_runs(settings)
     sets = {value: open_labelled(run) for value, run in runs.items()}
     if len({tuple(labelled.splits) for labelled in sets.values()}) > 1:
-        raise errors.InputError(f"--sweep {name}: the folders of its values have different splits; make all from one set")
+        raise errors.InputError(f"--sweep {swept}: the folders of its values have different splits; make all from one set")
     folds = {value: open_folds(run, sets[value]) for value, run in runs.items()}  # what is refused stops here
-    results, known = {}, {}
-    for value, run in runs.items():
-        results[value] = run_comparison(run, sets[value], folds[value], known)
-        known = {arm: run.out for arm in ARMS if not ARMS[arm].depends_on(name)}
-    if name is not None:
-        write_sweep(settings.out, results, SWEEPS[name])
+    results = {value: run_comparison(run, sets[value], folds[value]) for value, run in runs.items()}
+    if swept:
+        write_sweep(settings.out, swept, results)
 
 
 if __name__ == "__main__":

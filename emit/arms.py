@@ -10,11 +10,6 @@ from emit.errors import InputError
 # ---- which pixels of a batch stay real: boolean, (B, 1, S, S) or (B, 1, 1, 1); progress: share of the steps done
 
 
-def all_real(count, size, progress, settings, rng):
-    """Take every pixel from the real image."""
-    return torch.ones(count, 1, 1, 1, dtype=torch.bool)
-
-
 def by_patch(count, size, progress, settings, rng):
     """Take a share alpha of the patches from the real image, the others from the generated one  (paper, Algorithm 1)."""
     return draw_patches(count, (size, size), settings.alpha, settings.patches, rng)
@@ -25,18 +20,16 @@ def by_image(count, size, progress, settings, rng):
     return torch.rand(count, 1, 1, 1, generator=rng) < settings.alpha
 
 
-def none_real(count, size, progress, settings, rng):
-    """Take every image generated."""
-    return torch.zeros(count, 1, 1, 1, dtype=torch.bool)
+def real_from(start):
+    """Return the choice of generated images until the share `start` of the steps is done, and of real ones after it."""
+
+    def choose(count, size, progress, settings, rng):
+        return torch.full((count, 1, 1, 1), progress >= start)
+
+    return choose
 
 
-def generated_first(count, size, progress, settings, rng):
-    """Take generated images for the first half of the steps, real ones after it."""
-    return torch.full((count, 1, 1, 1), progress >= 0.5)
-
-
-OF_IMAGES = ("n", "guidance", "strength")  # settings that change the generated images alone
-READS = {by_patch: ("alpha", "patches"), by_image: ("alpha",)}  # settings that a choice of pixels reads
+all_real, generated_first, none_real = real_from(0), real_from(0.5), real_from(1)
 
 
 @dataclass(frozen=True)
@@ -51,12 +44,6 @@ class Arm:
     def needs_generated(self):
         """Whether the arm reads generated images."""
         return self.real is not all_real and not self.copies
-
-    def depends_on(self, name):
-        """Whether a setting that a sweep varies can change the arm."""
-        if name in OF_IMAGES:
-            return self.needs_generated
-        return name == "real_cases" or name in READS.get(self.real, ())
 
 
 SINGLES = ("contrast", "gamma", "brightness", "noise", "resolution", "mirror", "rotate", "scale")
@@ -84,12 +71,12 @@ def choose_arms(names, generated):
     generated: the folder of generated images. Without one (None) "paper" and "all" leave out the arms that read them.
     Raises InputError for an unknown name, and where a named arm lacks its generated images.
     """
-    wanted = {("paper",): PAPER, ("all",): tuple(ARMS)}.get(tuple(names), tuple(names))
+    sets = {("paper",): PAPER, ("all",): tuple(ARMS)}
+    wanted = sets.get(tuple(names), names)
     unknown = [name for name in wanted if name not in ARMS]
     if unknown:
         raise InputError(f"--arms: {unknown[0]} is unknown; choose from paper, all, {', '.join(ARMS)}")
-    if generated is None and any(ARMS[name].needs_generated for name in wanted):
-        if tuple(names) not in (("paper",), ("all",)):
-            raise InputError("--generated: is missing, and arms read generated images; give emit.generate's output folder")
-        wanted = [name for name in wanted if not ARMS[name].needs_generated]
-    return list(dict.fromkeys(("baseline", *wanted)))
+    possible = [name for name in wanted if generated is not None or not ARMS[name].needs_generated]
+    if len(possible) < len(wanted) and tuple(names) not in sets:
+        raise InputError("--generated: is missing, and arms read generated images; give emit.generate's output folder")
+    return list(dict.fromkeys(("baseline", *possible)))

@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -229,41 +228,6 @@ def test_a_kill_before_any_write_resumes_to_the_same_result(tmp_path, monkeypatc
         assert read_run(out / place) == whole, limit
 
 
-def test_a_kill_while_a_sweep_copies_a_run_is_harmless(tmp_path, monkeypatch, uneven):
-    fold, place, copy = make_fold(), "baseline/fold0_seed0", shutil.copytree
-    train_seg.run_arm("baseline", fold, 0, make_settings(tmp_path / "one"))
-
-    def cut(source, target, **options):
-        copy(source, target, **options)
-        for name in ("state.pt", "segmenter.safetensors"):
-            (target / name).write_bytes((target / name).read_bytes()[:99])
-        (target / "predictions.npz").unlink()
-        raise Killed
-
-    monkeypatch.setattr(train_seg.shutil, "copytree", cut)
-    with pytest.raises(Killed):
-        train_seg.run_arm("baseline", fold, 0, make_settings(tmp_path / "two"), tmp_path / "one")
-    monkeypatch.setattr(train_seg.shutil, "copytree", copy)
-    train_seg.run_arm("baseline", fold, 0, make_settings(tmp_path / "two", resume=True), tmp_path / "one")
-    assert read_run(tmp_path / "two" / place) == read_run(tmp_path / "one" / place)
-    logs = [(tmp_path / run / place / "log.jsonl").read_text() for run in ("one", "two")]
-    assert logs[0] == logs[1]  # its seconds too: nothing was trained again
-
-
-def test_a_copied_runs_segmenter_judges_other_generated_images(tmp_path):
-    fold = make_fold()
-    first = train_seg.run_arm("baseline", fold, 0, make_settings(tmp_path / "one"))
-    fold.generated.pairs = lambda: 2 * FakeGenerated().pairs()
-    second = train_seg.run_arm("baseline", fold, 0, make_settings(tmp_path / "two"), tmp_path / "one")
-    assert first["rows"] == second["rows"] and len(second["fidelity"]) == 2 * len(first["fidelity"])
-
-
-def test_several_processes_are_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match=r"^train_seg.py: "):
-        train_seg.main()
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -274,16 +238,19 @@ def test_several_processes_are_refused(monkeypatch):
         ({"compat": ("nonsense",)}, "--compat: nonsense"),
     ],
 )
-def test_what_cannot_be_is_refused_before_any_work(tmp_path, change, message):
-    settings = make_settings(tmp_path, **change)
+def test_what_cannot_be_is_refused_before_any_work(tmp_path, monkeypatch, change, message):
+    monkeypatch.setattr(train_seg, "open_set", lambda *_: LABELLED)
     with pytest.raises(InputError, match=message):
-        train_seg.plan_runs(settings, settings.sweep[0].partition("=")[0] if settings.sweep else None)
+        for run in train_seg.plan_runs(make_settings(tmp_path, **change))[1].values():
+            train_seg.open_labelled(run)
 
 
 def test_a_sweep_of_images_reads_each_values_own_folder(tmp_path):
     settings = make_settings(tmp_path, sweep=("guidance=1", "2.5"), generated=tmp_path / "made")
-    runs = train_seg.plan_runs(settings, "guidance")
-    assert {run.generated for run in runs.values()} == {tmp_path / "made" / f"guidance_{v}" for v in ("1", "2.5")}
+    name, runs = train_seg.plan_runs(settings)
+    assert name == "guidance" and {run.generated for run in runs.values()} == {
+        tmp_path / "made" / f"guidance_{v}" for v in ("1", "2.5")
+    }
 
 
 @pytest.mark.parametrize("change", [{"ema": 0.9}, {"precision": "bf16"}])

@@ -6,10 +6,8 @@ published deviations that are on. Text is drawn as it stands: no formulas, a fra
 
 import io
 import warnings
-import zlib
 from contextlib import contextmanager
 from textwrap import fill
-from zipfile import BadZipFile
 
 import matplotlib
 
@@ -19,7 +17,6 @@ import numpy as np
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from emit.errors import InputError
 from emit.files import write_atomic
 
 BLUE, VERMILION, YELLOW, GREY = "#0072B2", "#D55E00", "#F0E442", "#8C8C8C"
@@ -29,8 +26,6 @@ STROKES = ("-", "--", ":", "-.")  # of classes
 STYLE = {"font.size": 8, "axes.titlesize": 8, "text.parse_math": False}  # "$x$" in a prompt is no formula
 STYLE |= dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False)
 STYLE |= dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6)
-# What damaged files, odd pictures and full disks raise while a figure is made.
-FAILURES = (InputError, OSError, EOFError, BadZipFile, zlib.error, ValueError, TypeError, LookupError, AttributeError, RuntimeError)
 
 
 @contextmanager
@@ -38,27 +33,17 @@ def costing_nothing(path):
     """Within this context a figure that fails costs no result: one line names it and the cause."""
     try:
         yield
-    except FAILURES as error:
+    except Exception as error:
         print(f"{path}: not drawn ({type(error).__name__}: {' '.join(str(error).split())})")
 
 
-def attempt(path, collect, save, stamp: str) -> bool:
-    """Draw one figure, save(path, collect(), stamp=stamp), and say whether it was; nothing is drawn of nothing."""
-    with costing_nothing(path):
-        material = collect()
-        if material:
-            save(path, material, stamp=stamp)
-        return bool(material)
-    return False
-
-
-def save_rows(path, rows, titles=(), caption: str = "") -> None:
+def save_rows(path, rows, titles=()) -> None:
     """Save a grid of grey images: rows = {label: images (B, H, W) or (B, 1, H, W) in [-1, 1], or in [0, 1]}.
 
-    titles: one per column. caption: one line under the grid, such as the settings that made it.
+    titles: one per column.
     """
     columns = max(len(images) for images in rows.values())
-    with _draw(path, len(rows), columns, 1.1 * columns + 0.9, 1.12 * len(rows) + 0.3, bare=True) as (figure, axes):
+    with _draw(path, len(rows), columns, (1.1 * columns + 0.9, 1.12 * len(rows) + 0.3), bare=True) as (_, axes):
         for line, (label, images) in zip(axes, rows.items(), strict=True):
             images = np.asarray(images, dtype=np.float32).reshape(len(images), *np.shape(images)[-2:])
             for axis, image in zip(line, images, strict=False):
@@ -66,7 +51,6 @@ def save_rows(path, rows, titles=(), caption: str = "") -> None:
             _label_row(line[0], label)
         for axis, title in zip(axes[0], titles, strict=False):
             axis.set_title(title, fontsize=5)
-        figure.supxlabel(caption, fontsize=6)
 
 
 def save_contours(path, examples, classes, stamp: str = "") -> None:
@@ -78,18 +62,17 @@ def save_contours(path, examples, classes, stamp: str = "") -> None:
     columns = 1 + len(examples[0]["found"])
     heights = [example["aspect"] * example["image"].shape[0] / example["image"].shape[1] for example in examples]
     size = 1.3 * columns + 0.4, sum(1.3 * height + 0.15 for height in heights) + 0.5
-    with _draw(path, len(examples), columns, *size, stamp, True, height_ratios=heights) as (figure, axes):
+    with _draw(path, len(examples), columns, size, stamp, bare=True, height_ratios=heights) as (figure, axes):
         for line, example in zip(axes, examples, strict=True):
-            shown = [("ground truth", (None, None)), *example["found"].items()]
-            for axis, (name, (prediction, dice)) in zip(line, shown, strict=True):
+            for axis in line:
                 _show(axis, example["image"], aspect=example["aspect"])
                 _outline(axis, example["target"], TRUTH)
-                words = [fill(name, 14)] if example is examples[0] else []
-                if prediction is not None:
-                    _outline(axis, prediction, FOUND)
-                    words.append(f"Dice {dice:.3f}")
-                axis.set_title("\n".join(words), fontsize=7, pad=2)
+            for axis, (prediction, dice) in zip(line[1:], example["found"].values(), strict=True):
+                _outline(axis, prediction, FOUND)
+                axis.set_title(f"Dice {dice:.3f}", fontsize=7, pad=2)
             _label_row(line[0], example["label"])
+        for axis, name in zip(axes[0], ["ground truth", *examples[0]["found"]], strict=True):
+            axis.set_title(f"{fill(name, 14)}\n{axis.get_title()}".strip(), fontsize=7, pad=2)
         keys = [Line2D([], [], color=TRUTH, label="ground truth"), Line2D([], [], color=FOUND, label="prediction")]
         for i, name in enumerate(classes[1:] if len(classes) > 2 else ()):
             keys.append(Line2D([], [], color="black", linestyle=STROKES[i % len(STROKES)], label=name))
@@ -97,30 +80,32 @@ def save_contours(path, examples, classes, stamp: str = "") -> None:
         figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), fontsize=7, **frame)
 
 
-def save_paired(path, scores, label: str = "Dice", stamp: str = "") -> None:
+def save_paired(path, scores, stamp: str = "") -> None:
     """Save a panel per arm: box plots of the first arm (the baseline) and of this one, and a line for each case.
 
-    scores: {arm: {case: score}}, the same cases in all. Lines are blue where the arm gains, vermilion where it loses.
+    scores: {arm: Dice of each case, in one order}. Lines are blue where the arm gains, vermilion where it loses.
     Boxes hold the quartiles, whiskers reach 1.5 of their distance; every case has its line.
     """
-    (baseline, before), *others = scores.items()
-    count = max(1, len(others))
-    columns = min(5, count)
-    rows, start = -(-count // columns), np.array(list(before.values()))
-    with _draw(path, rows, columns, 1.45 * columns + 0.6, 1.75 * rows + 0.3, stamp, sharey=True) as (_, axes):
-        for place, (axis, (arm, after)) in enumerate(zip(axes.flat, others, strict=False)):
-            end = np.array([after[case] for case in before])
-            _draw_pair(axis, start, end)
-            gains = np.count_nonzero(end > start + 1e-9)
-            axis.set_title(f"{fill(arm, 26)}\n{(end - start).mean():+.3f}, {gains} of {len(start)} up", fontsize=7)
+    (baseline, start), *others = scores.items()
+    columns = min(5, len(others))
+    rows = -(-len(others) // columns)
+    opacity = float(np.clip(15 / len(start), 0.06, 0.6))
+    widths = {"box": 0.8, "whisker": 0.8, "cap": 0.8, "median": 1.6}
+    style = {f"{part}props": {"color": "black", "linewidth": width} for part, width in widths.items()}
+    with _draw(path, rows, columns, (1.45 * columns + 0.6, 1.75 * rows + 0.3), stamp, sharey=True) as (_, axes):
+        for place, (axis, (arm, end)) in enumerate(zip(axes.flat, others, strict=False)):
+            gain = np.round(end - start, 9)
+            for sign, colour in ((0, GREY), (-1, VERMILION), (1, BLUE)):
+                chosen = np.sign(gain) == sign
+                axis.plot([0.2, 0.8], [start[chosen], end[chosen]], color=colour, alpha=opacity, linewidth=0.7)
+            axis.boxplot([start, end], positions=[0, 1], widths=0.28, showfliers=False, manage_ticks=False, **style)
+            axis.set_title(f"{fill(arm, 26)}\n{gain.mean():+.3f}, {np.count_nonzero(gain > 0)} of {len(start)} up", fontsize=7)
             axis.set_xticks([0, 1], [baseline, "arm"] if place + columns >= len(others) else ["", ""])
-        for axis in axes.flat[count:]:
+            axis.set_xlim(-0.35, 1.35)
+        for axis in axes.flat[len(others) :]:
             axis.axis("off")
-        if not others:
-            _draw_box(axes[0, 0], start, 0)
-            axes[0, 0].set(xticks=[0], xticklabels=[baseline], xlim=(-0.6, 0.6))
-        for line in axes:
-            line[0].set_ylabel(f"{label} per case")
+        for axis in axes[:, 0]:
+            axis.set_ylabel("Dice per case")
 
 
 def save_curves(path, curves, stamp: str = "") -> None:
@@ -128,7 +113,7 @@ def save_curves(path, curves, stamp: str = "") -> None:
 
     curves: {quantity: {arm: [(steps, values) of each run]}}; of runs that differ in their steps, the common ones count.
     """
-    with _draw(path, 1, len(curves), 2.9 * len(curves) + 1.3, 2.5, stamp) as (figure, axes):
+    with _draw(path, 1, len(curves), (2.9 * len(curves) + 1.3, 2.5), stamp) as (figure, axes):
         arms = dict.fromkeys(arm for by_arm in curves.values() for arm in by_arm)
         colours = {arm: ORDER[i % len(ORDER)] for i, arm in enumerate(arms)}
         for axis, (quantity, by_arm) in zip(axes[0], curves.items(), strict=True):
@@ -143,19 +128,18 @@ def save_curves(path, curves, stamp: str = "") -> None:
         figure.legend(handles=keys, loc="outside center right", fontsize=7)
 
 
-def save_sweep(path, xs, means, spreads, label: str, score: str = "Dice", stamp: str = "") -> None:
-    """Save a score against one setting: xs its values; means, spreads (half the bar's length): {arm: one for each x}.
+def save_sweep(path, xs, means, errors, label: str, stamp: str = "") -> None:
+    """Save Dice against one setting: xs its values; means, errors (half the bar's length): {arm: one for each x}.
 
     label: what xs is, such as "generated images per case". Arms stand a little apart, so that no bar covers another.
     """
-    positions = np.arange(len(xs), dtype=float)
-    with _draw(path, 1, 1, 4.2, 2.6, stamp) as (figure, ((axis,),)):
+    style = {"marker": "o", "markersize": 3.5, "linewidth": 1.2, "elinewidth": 0.8, "capsize": 2}
+    with _draw(path, 1, 1, (4.2, 2.6), stamp) as (figure, ((axis,),)):
         for number, (arm, values) in enumerate(means.items()):
-            shifted = positions + 0.08 * (number - (len(means) - 1) / 2)
-            style = {"marker": "o", "markersize": 3.5, "linewidth": 1.2, "elinewidth": 0.8, "capsize": 2}
-            axis.errorbar(shifted, values, spreads[arm], label=arm, color=ORDER[number % len(ORDER)], **style)
-        axis.set_xticks(positions, [f"{x:g}" if isinstance(x, int | float) else str(x) for x in xs])
-        axis.set(xlabel=label, ylabel=score)
+            shifted = np.arange(len(xs)) + 0.08 * (number - (len(means) - 1) / 2)
+            axis.errorbar(shifted, values, errors[arm], label=arm, color=ORDER[number % len(ORDER)], **style)
+        axis.set_xticks(range(len(xs)), xs)
+        axis.set(xlabel=label, ylabel="Dice")
         figure.legend(loc="outside center right", fontsize=7)
 
 
@@ -166,7 +150,7 @@ def save_generated(path, columns, stamp: str = "") -> None:
     """
     labels = "original", "edge", *(f"sample {i}" for i in range(max(len(column["samples"]) for column in columns)))
     size = 1.05 * len(columns) + 0.4, 1.05 * len(labels) + 0.4
-    with _draw(path, len(labels), len(columns), *size, stamp, bare=True) as (_, axes):
+    with _draw(path, len(labels), len(columns), size, stamp, bare=True) as (_, axes):
         for line, column in zip(axes.T, columns, strict=True):
             _show(line[1], column["edge"], low=0)
             for axis, image in zip((line[0], *line[2:]), (column["original"], *column["samples"]), strict=False):
@@ -178,18 +162,17 @@ def save_generated(path, columns, stamp: str = "") -> None:
 
 
 @contextmanager
-def _draw(path, rows, columns, width, height, stamp="", bare=False, height_ratios=None, **options):
+def _draw(path, rows, columns, size, stamp="", bare=False, **options):
     """Open a figure of rows x columns axes, bare ones for images; on leaving, save it small: in at most 256 colours."""
     with plt.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        options |= {"layout": "constrained", "squeeze": False, "dpi": 120, "figsize": (width, height)}
-        figure, axes = plt.subplots(rows, columns, gridspec_kw={"height_ratios": height_ratios}, **options)
+        figure, axes = plt.subplots(rows, columns, figsize=size, dpi=120, layout="constrained", squeeze=False, **options)
         try:
             for axis in axes.flat if bare else ():
                 axis.axis("off")
             yield figure, axes
             if stamp:
-                figure.suptitle(fill(stamp, int(14 * width)), fontsize=7, color="#B00000")
+                figure.suptitle(fill(stamp, int(14 * size[0])), fontsize=7, color="#B00000")
             memory = io.BytesIO()
             figure.savefig(memory)
         finally:
@@ -214,19 +197,3 @@ def _outline(axis, labels, colour):
         style = {"colors": colour, "linewidths": 0.9, "linestyles": STROKES[(label - 1) % len(STROKES)]}
         axis.contour(x, y, np.pad(labels, 1) == label, [0.5], **style)
     axis.set(xlim=(-0.5, labels.shape[1] - 0.5), ylim=(labels.shape[0] - 0.5, -0.5))
-
-
-def _draw_pair(axis, start, end):
-    opacity = float(np.clip(15 / len(start), 0.06, 0.6))
-    for sign, colour in ((0, GREY), (-1, VERMILION), (1, BLUE)):
-        chosen = np.sign(np.round(end - start, 9)) == sign
-        axis.plot([0.2, 0.8], [start[chosen], end[chosen]], color=colour, alpha=opacity, linewidth=0.7)
-    _draw_box(axis, start, 0)
-    _draw_box(axis, end, 1)
-    axis.set_xlim(-0.35, 1.35)
-
-
-def _draw_box(axis, values, position):
-    widths = {"box": 0.8, "whisker": 0.8, "cap": 0.8, "median": 1.6}
-    style = {f"{part}props": {"color": "black", "linewidth": width} for part, width in widths.items()}
-    axis.boxplot(values, positions=[position], widths=0.28, showfliers=False, manage_ticks=False, **style)

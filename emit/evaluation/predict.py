@@ -1,11 +1,13 @@
 """What a segmenter finds: Dice on the validation part, labels on the native grid, scores. A volume counts as one case."""
 
+import io
+
 import numpy as np
 import torch
 
 from emit.data.geometry import LINEAR, fit, unfit
 from emit.evaluation.metrics import score_case, score_overlap
-from emit.files import write_atomic
+from emit.files import write_bytes
 
 
 @torch.no_grad()
@@ -70,10 +72,6 @@ def score(predictions, classes, tolerance: float, fake_pixel: bool = False) -> l
 
 def save_labels(path, predictions):
     """Write the labels that `predict` found to one compressed file, by volume or case id."""
-    labels = {name: found.astype(np.uint8) for name, (found, _, _) in predictions.items()}
-
-    def write(temporary):
-        with open(temporary, "wb") as file:  # a file: savez would add its ending to a name
-            np.savez_compressed(file, **labels)
-
-    write_atomic(path, write)
+    memory = io.BytesIO()
+    np.savez_compressed(memory, **{name: labels.astype(np.uint8) for name, (labels, _, _) in predictions.items()})
+    write_bytes(path, memory.getvalue())

@@ -1,105 +1,68 @@
 """Is an arm better than the baseline and than the best classical augmentation, or is it noise?
 
-Every case is tested once for each seed (in the fold that holds it out), so a table scores[arm][seed][case] is complete.
+Every case is tested once for each seed (in the fold that holds it out), so a table {arm: (seeds, cases)} is complete.
 The unit of evidence is the case, or the group where cases share a patient: seeds and folds travel inside it.
 Scores must be finite and larger must be better (Dice, IoU, NSD).
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from scipy import stats
+
+from emit.evaluation.metrics import measure_spread
 
 LEVEL = 0.05  # of tests and intervals [choice] convention
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One arm against a reference, with all numbers that `conclude` needs."""
+def tabulate(rows) -> tuple[list[str], list[int], dict[str, np.ndarray]]:
+    """Return (cases, seeds, {arm: Dice averaged over classes, (seeds, cases)}); KeyError where an arm lacks one.
 
-    arm: str
-    reference: str
-    difference: float  # mean over cases of (arm - reference), each averaged over seeds
-    low: float  # bootstrap interval of the difference, at 1 - LEVEL
-    high: float
-    p: float  # Wilcoxon signed-rank, two-sided, on units
-    effect: float  # matched-pairs rank-biserial correlation, -1..1
-    p_adjusted: float  # after Holm's correction over all comparisons of one call
-    smallest_p: float  # the smallest adjusted p that so few units could have given
-    cases: int
-    units: int  # groups, or cases where there are no groups
-    seeds: int
-    level: float = LEVEL
-
-
-def tabulate(scores) -> tuple[tuple, tuple, dict[str, np.ndarray]]:
-    """Turn scores[arm][seed][case] into (cases, seeds, {arm: float64 array (seeds, cases)}), in one order.
-
-    ValueError where an arm lacks a seed or a case, or a score is not finite: nothing is dropped.
+    rows: dicts with arm, seed, case and dice.
     """
-    first = next(iter(scores.values()))
-    seeds, cases = tuple(first), tuple(next(iter(first.values())))
-    for arm, by_seed in scores.items():
-        if set(by_seed) != set(seeds):
-            raise ValueError(f"arm {arm} has seeds {sorted(by_seed)}, others {sorted(seeds)}")
-        for seed, by_case in by_seed.items():
-            if odd := set(by_case) ^ set(cases):
-                raise ValueError(f"arm {arm}, seed {seed}: {len(odd)} cases are not in every arm, such as {min(odd)}")
-    table = {arm: np.array([[scores[arm][s][c] for c in cases] for s in seeds], dtype=float) for arm in scores}
-    for arm, values in table.items():
-        if odd := np.count_nonzero(~np.isfinite(values)):
-            raise ValueError(f"arm {arm} has {odd} scores that are not finite")
+    dice = {}
+    for row in rows:
+        dice.setdefault((row["arm"], row["seed"], row["case"]), []).append(row["dice"])
+    arms, seeds, cases = (list(dict.fromkeys(names)) for names in zip(*dice, strict=True))
+    table = {arm: np.array([[np.mean(dice[arm, seed, case]) for case in cases] for seed in seeds]) for arm in arms}
     return cases, seeds, table
 
 
-def describe_arms(scores) -> dict[str, dict[str, float]]:
-    """Return {arm: {"mean", "case_spread", "seed_spread"}}.
-
-    case_spread: standard deviation (n - 1) over cases of the seed average.  seed_spread: that over seeds of the case
-    average, which holds whatever the seed decides; nan with one seed.
+def describe(values) -> dict[str, float]:
+    """Describe an arm's (seeds, cases): mean; case_spread, standard deviation over cases of the seed average; seed_spread,
+    that over seeds of the case average, which holds whatever the seed decides; nan with one seed.
     """
-    found = {}
-    for arm, values in tabulate(scores)[2].items():
-        spreads = {"case_spread": _spread(values.mean(axis=0)), "seed_spread": _spread(values.mean(axis=1))}
-        found[arm] = {"mean": float(values.mean())} | spreads
-    return found
+    spreads = {"case_spread": measure_spread(values.mean(axis=0)), "seed_spread": measure_spread(values.mean(axis=1))}
+    return {"mean": float(values.mean())} | spreads
 
 
-def compare_arms(scores, arms, baseline, classical, rng, groups=None, resamples: int = 2000) -> list[Comparison]:
-    """Compare each of `arms` with the baseline and with the best of the `classical` arms.
+def compare_arms(table, pairs, rng, groups, resamples: int = 2000) -> list[dict]:
+    """Compare the pairs (arm, reference) of one family: Holm's correction runs over all of them.
 
-    groups: {case: patient}, where cases share one; None where each case stands alone.  rng: numpy Generator.
-    The best classical arm has the highest mean on these same scores. Choosing it here flatters the classical side, so a
-    gain over it is understated. Holm's correction runs over all comparisons returned.
+    table: {arm: (seeds, cases)}.  groups: of each case, its patient; rng: numpy Generator.
+    Each comparison: arm, reference, difference (mean over cases, each averaged over seeds), low, high (its bootstrap interval
+    at 1 - LEVEL), p, effect (of `signed_rank`, on groups), p_adjusted (Holm), smallest_p (the smallest adjusted p that so few
+    groups could have given), cases, units (groups), seeds.
     """
-    cases, seeds, table = tabulate(scores)
-    members = _members(cases, groups)
-    pairs = [(arm, baseline) for arm in arms if arm != baseline]
-    if classical:
-        best = max(classical, key=lambda arm: table[arm].mean())
-        pairs += [(arm, best) for arm in arms if arm not in classical and best != baseline]
-    found = []
+    numbers, found = {}, []
+    members = np.array([numbers.setdefault(group, len(numbers)) for group in groups])  # (cases,) in 0..G-1
     for arm, reference in pairs:
-        differences = table[arm].mean(axis=0) - table[reference].mean(axis=0)
+        differences = table[arm].mean(axis=0) - table[reference].mean(axis=0)  # (cases,)
         low, high = bootstrap_interval(differences, rng, members, LEVEL, resamples)
         p, effect = signed_rank(np.bincount(members, weights=differences) / np.bincount(members))  # means of groups
-        found.append((arm, reference, float(differences.mean()), low, high, p, effect))
-    adjusted = holm([row[5] for row in found])
-    units = int(members.max()) + 1
-    smallest = min(1.0, len(pairs) * 2.0 ** (1 - units))  # all units on one side: 2 of the 2^units equally likely signs
-    shared = {"smallest_p": smallest, "cases": len(cases), "units": units, "seeds": len(seeds)}
-    return [Comparison(*row, p_adjusted=p, **shared) for row, p in zip(found, adjusted, strict=True)]
+        c = {"difference": float(differences.mean()), "low": low, "high": high, "p": p, "effect": effect}
+        found.append({"arm": arm, "reference": reference} | c)
+    units, (seeds, cases) = len(numbers), next(iter(table.values())).shape
+    smallest = min(1.0, len(found) * 2.0 ** (1 - units))  # all units on one side: 2 of the 2^units equally likely signs
+    shared = {"smallest_p": smallest, "cases": cases, "units": units, "seeds": seeds}
+    return [c | {"p_adjusted": p} | shared for c, p in zip(found, holm([c["p"] for c in found]), strict=True)]
 
 
-def bootstrap_interval(differences, rng, members=None, level=LEVEL, resamples=2000) -> tuple[float, float]:
+def bootstrap_interval(differences, rng, members, level=LEVEL, resamples=2000) -> tuple[float, float]:
     """Percentile bootstrap interval (low, high) of the mean paired difference, at confidence 1 - level.
 
-    differences: (cases,), averaged over seeds.  members: (cases,) group numbers 0..G-1 (None: each case is a group);
-    whole groups are drawn with replacement, so cases of one patient come and go together.
+    differences: (cases,), averaged over seeds.  members: (cases,) group numbers 0..G-1; whole groups are drawn with
+    replacement, so cases of one patient come and go together.
     It speaks for new cases under these seeds.  With fewer than about 20 groups it is too narrow.
     """
-    differences = np.asarray(differences, dtype=float)
-    members = np.arange(len(differences)) if members is None else members
     sums, sizes = np.bincount(members, weights=differences), np.bincount(members)
     drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)  # how often each group came
     means = (drawn @ sums) / (drawn @ sizes)
@@ -132,53 +95,44 @@ def holm(p_values) -> list[float]:
     return adjusted.tolist()
 
 
-def verdict(c: Comparison) -> str:
+def find_sides(c) -> tuple[int, int]:
+    """Return on which side of zero the interval lies and, where the adjusted p is below LEVEL, the ranks: 1, -1, 0 for neither."""
+    ranks = (c["effect"] > 0) - (c["effect"] < 0) if c["p_adjusted"] < LEVEL else 0
+    return (c["low"] > 0) - (c["high"] < 0), ranks
+
+
+def verdict(c) -> str:
     """One of "detectable gain", "detectable loss", "no detectable gain", "too few cases to tell".
 
     A gain or loss needs both: adjusted p below the level, and an interval that lies on that side of zero.
     """
-    if c.smallest_p > c.level:
+    if c["smallest_p"] > LEVEL:
         return "too few cases to tell"
-    if c.p_adjusted < c.level and c.low > 0 and c.effect > 0:
-        return "detectable gain"
-    if c.p_adjusted < c.level and c.high < 0 and c.effect < 0:
-        return "detectable loss"
-    return "no detectable gain"
+    return {(1, 1): "detectable gain", (-1, -1): "detectable loss"}.get(find_sides(c), "no detectable gain")
 
 
-def find_disagreement(c: Comparison) -> str:
+def find_disagreement(c) -> str:
     """Say where interval, adjusted p and direction of the ranks disagree; "" where they agree."""
-    excludes, reaches = c.low > 0 or c.high < 0, c.p_adjusted < c.level
-    if excludes and not reaches:
-        return f"the interval excludes zero but the corrected p does not reach {c.level:g}"
-    if reaches and not excludes:
-        return f"the corrected p is below {c.level:g} but the interval includes zero"
-    if reaches and (c.low > 0) != (c.effect > 0):
-        return "the interval and the ranks point in opposite directions"
-    return ""
+    interval, ranks = find_sides(c)
+    if interval == ranks:
+        return ""
+    if ranks == 0:
+        return f"the interval excludes zero but the corrected p does not reach {LEVEL:g}"
+    if interval == 0:
+        return f"the corrected p is below {LEVEL:g} but the interval includes zero"
+    return "the interval and the ranks point in opposite directions"
 
 
-def conclude(c: Comparison) -> str:
-    """Write the verdict, the numbers it rests on and what speaks against it as one sentence."""
+def conclude(c) -> str:
+    """Write the verdict, the numbers it rests on and what speaks against it as one sentence. c: of `compare_arms`."""
     numbers = [
-        f"mean difference in Dice {c.difference:+.4f}",
-        f"{100 * (1 - c.level):g} % interval {c.low:+.4f} to {c.high:+.4f}",
-        f"Holm-corrected p {c.p_adjusted:.2g}",
-        f"rank-biserial {c.effect:+.2f}",
-        f"{c.cases} cases" if c.units == c.cases else f"{c.cases} cases in {c.units} groups",
-        f"{c.seeds} seed" + ("s" if c.seeds > 1 else ""),
+        f"mean difference in Dice {c['difference']:+.4f}",
+        f"{100 * (1 - LEVEL):g} % interval {c['low']:+.4f} to {c['high']:+.4f}",
+        f"Holm-corrected p {c['p_adjusted']:.2g}",
+        f"rank-biserial {c['effect']:+.2f}",
+        f"{c['cases']} cases" + (f" in {c['units']} groups" if c["units"] < c["cases"] else ""),
+        f"{c['seeds']} seed" + ("s" if c["seeds"] > 1 else ""),
     ]
-    few = f"the smallest p that could be reached is {c.smallest_p:.2g}" if c.smallest_p > c.level else ""
+    few = f"the smallest p that could be reached is {c['smallest_p']:.2g}" if c["smallest_p"] > LEVEL else ""
     notes = filter(None, (", ".join(numbers), few, find_disagreement(c)))
-    return f"{c.arm} against {c.reference}: {verdict(c)} ({'; '.join(notes)})."
-
-
-def _members(cases, groups):
-    """Number the groups 0..G-1 and return each case's; a case without a group is its own."""
-    groups, numbers = groups or {}, {}
-    keys = [("case", case) if groups.get(case) is None else ("group", groups[case]) for case in cases]
-    return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
-
-
-def _spread(values):
-    return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+    return f"{c['arm']} against {c['reference']}: {verdict(c)} ({'; '.join(notes)})."
