@@ -50,7 +50,7 @@ def main():
     torch.set_num_threads(1)
     distributed.start("cpu")
     settings = {"lr": 0.01, "steps": STEPS, "batch": BATCH, "seed": 1, "ema": 0.5, "save_every": 3, "warmup": 0}
-    settings |= {"schedule": "constant", "accumulate": 2 // distributed.ranks(), "resume": "--resume" in options}
+    settings |= {"schedule": "constant", "accumulate": 4 // distributed.ranks(), "resume": "--resume" in options}
     run = Run(folder, {"network": Network()}, RunSettings(**settings), log_every=1)
     for step, (rows, index) in run.steps(Numbers()):
         if step == stall:

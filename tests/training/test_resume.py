@@ -12,7 +12,7 @@ from emit.training.settings import RunSettings
 
 SETTINGS = {"lr": 0.02, "steps": 6, "batch": 4, "seed": 5, "ema": 0.9, "warmup": 2, "schedule": "cosine"}
 SETTINGS |= {"save_every": 3}
-VARIANTS = [{}, {"accumulate": 2}, {"precision": "bf16"}, {"workers": 3}, {"log_every": 1}]
+VARIANTS = [{}, {"accumulate": 2}, {"precision": "bf16"}, {"log_every": 1}]
 
 
 class Stop(Exception):
@@ -46,7 +46,7 @@ def make_network():
 def train(folder, stop=None, data=None, **changes):
     """Learn to remove noise; raise Stop in the body of step `stop`. Return the run and the steps it made."""
     network = make_network()
-    own = {name: changes.pop(name) for name in ("log_every", "workers", "clip", "weight_decay", "shuffle") if name in changes}
+    own = {name: changes.pop(name) for name in ("log_every", "shuffle") if name in changes}
     run = Run(folder, {"network": network}, RunSettings(**{**SETTINGS, **changes}), **{"log_every": 2, **own})
     made = []
     for step, points in run.steps(data or Points()):
@@ -179,38 +179,18 @@ def test_a_used_folder_needs_resume(tmp_path, stop):
     assert (tmp_path / "log.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"lr": 0.01},
-        {"steps": 9},  # the cosine reaches zero later
-        {"batch": 2},
-        {"seed": 6},
-        {"ema": 0.0},
-        {"ema": 0.99},
-        {"warmup": 1},
-        {"schedule": "constant"},
-        {"clip": 2.0},
-        {"accumulate": 2},
-        {"precision": "bf16"},
-        {"weight_decay": 0.1},
-        {"shuffle": False},
-    ],
-    ids=str,
-)
+OTHERS = [{"lr": 0.01}, {"steps": 9}, {"batch": 2}, {"seed": 6}, {"ema": 0.0}, {"ema": 0.99}, {"warmup": 1}]
+OTHERS += [{"schedule": "constant"}, {"accumulate": 2}, {"precision": "bf16"}, {"shuffle": False}]
+
+
+@pytest.mark.parametrize("changes", OTHERS, ids=str)
 def test_another_setting_is_another_run(tmp_path, changes):
-    train(tmp_path, steps=6)
+    train(tmp_path)
     saved = (tmp_path / "state.pt").read_bytes(), (tmp_path / "log.jsonl").read_bytes()
     (name,) = changes
     with pytest.raises(InputError, match=rf"state.pt: {name} was .* and is now .*; resume with the first"):
         train(tmp_path, resume=True, **changes)
     assert ((tmp_path / "state.pt").read_bytes(), (tmp_path / "log.jsonl").read_bytes()) == saved
-
-
-def test_a_constant_rate_may_go_on_for_longer(tmp_path):
-    whole, _ = train(tmp_path / "whole", steps=9, schedule="constant")
-    train(tmp_path / "longer", steps=6, schedule="constant")
-    assert_same_run(whole, train(tmp_path / "longer", steps=9, schedule="constant", resume=True)[0])
 
 
 def test_other_data_is_another_run(tmp_path):

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -54,9 +54,9 @@ def test_presets_flags_and_types():
         (["--lr", "fast"], "--lr: 'fast' is not float"),
         (["--lr", "nan"], "--lr: 'nan' is not float"),
         (["--count", "2.5"], "--count: '2.5' is not int"),
-        (["--widths", "4,x"], "--widths: '4,x' is not int,..."),
+        (["--widths", "4,x"], "--widths: 'x' is not int"),
         (["--schedule", "cos"], "--schedule: 'cos' is not constant|cosine"),
-        (["--vae", ""], "--vae: '' is not path|none"),
+        (["--vae", ""], "--vae: '' is not path"),
         (["--sched", "cosine"], "unrecognized arguments: --sched cosine"),  # no abbreviations
         (["--lr"], "--lr: expected one argument"),
         (["--preset", "best"], "--preset: invalid choice"),
@@ -219,4 +219,4 @@ def test_programs_have_no_more_flags_than_a_person_reads(program, most):
     declared = fields(__import__(program, fromlist=["Settings"]).Settings)
     assert len(declared) <= most
     for f in declared:  # and a demo value that is not the paper's does not claim to be
-        assert f.metadata["paper"] in (MISSING, f.default) or f.metadata["source"].startswith("[choice] "), f.name
+        assert f.metadata["paper"] == f.default or f.metadata["source"].startswith("[choice] "), f.name
