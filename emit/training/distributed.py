@@ -1,7 +1,4 @@
-"""Several processes started by torchrun: who am I, which samples are mine, what is the mean over all of us.
-
-A single process needs no set-up and pays nothing: every function below then returns at once.
-"""
+"""Several processes started by torchrun; a single one pays nothing, as every function then returns at once."""
 
 import os
 from datetime import timedelta

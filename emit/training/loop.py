@@ -7,8 +7,7 @@
     run.finish()
 
 The batch of step k depends on (seed, k) alone and its draws on (seed, rank, k): a resumed run is the uninterrupted one.
-state.pt is written after the body of the loop has ended, so what the body wrote at a step (samples, selected weights) is
-there before the state that says so; a kill in between repeats the steps since the last state.
+state.pt is written after the loop's body has ended, so what it wrote (samples, selected weights) is there before the state.
 """
 
 import contextlib
@@ -17,7 +16,6 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -30,7 +28,7 @@ from emit.files import write_atomic, write_text
 from emit.seeds import generator
 from emit.training import distributed
 from emit.training.order import choose_samples, prefetch
-from emit.training.settings import REMEDY, RunSettings
+from emit.training.settings import RunSettings
 
 LOG_EVERY = 20  # [choice] steps between lines of the log
 CLIP = 1.0  # [choice] largest gradient norm: no step runs away
@@ -81,15 +79,13 @@ class Run:
     modules: name -> module, already on its device; what requires a gradient is trained. `settings.batch` is the number
     of samples of one optimiser step; `accumulate` cuts it into that many forward passes, and the processes of torchrun
     share it, so neither changes what is learned. Losses must be means over their samples. Raises InputError for a used
-    folder without resume and for resume with other settings; resume in an empty folder starts.
+    folder without resume; resume in an empty folder starts. That settings stay is config.json's (settings.save_config).
     """
 
     def __init__(self, folder: Path, modules: dict, settings: RunSettings, *, shuffle=True, name=None, log_every=LOG_EVERY):
         check_run(folder, settings)
         self.folder, self.settings, self.shuffle = Path(folder), settings, shuffle
         self.name, self.log_every = name or self.folder.name, log_every
-        fixed = [f.name for f in fields(RunSettings) if not f.metadata["may_change"]]  # a resumed run must share them
-        self.fixed = {name: getattr(settings, name) for name in fixed} | {"shuffle": shuffle, "ranks": distributed.ranks()}
         self.modules = torch.nn.ModuleDict(modules)
         self.named = {name: p for name, p in self.modules.named_parameters() if p.requires_grad}
         self.parameters = list(self.named.values())
@@ -97,8 +93,8 @@ class Run:
         self.share = distributed.share(self.parameters)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.lr, fused=True)
         self.ema = [p.detach().clone() for p in self.parameters] if settings.ema else None
-        self.step = self.done = 0  # the step being computed; how many are complete
-        self.part = 0  # which forward pass of this step
+        self.step = self.part = 0  # the step and, of it, the forward pass that are being computed
+        self.done = 0  # how many steps are complete
         self.rng = self.samples = None
         self.hashes = None  # content hashes of the pictures that were read, where the data counts them
         self.loss = torch.zeros((), device=self.device)
@@ -124,8 +120,6 @@ class Run:
                     for part in range(self.settings.accumulate):
                         self.part = part
                         yield step, next(batches)
-                    if self.done != step + 1:
-                        raise RuntimeError("the loop's body must call run.update(loss) once for each batch")
                     asked = torch.tensor(asked_to_stop() or 0, device=self.device)
                     stop = int(distributed.reduce(asked, "MAX"))  # all processes end at one step
                     if stop or self.done % self.settings.save_every == 0 or self.done == total:
@@ -203,8 +197,8 @@ class Run:
         if len(data) == 0:
             raise InputError(f"{self.folder}: there is nothing to train on; the training set is empty")
         if self.samples not in (None, len(data)):
-            words = f"the run began on {self.samples} samples and there are now {len(data)}"
-            raise InputError(f"{self.folder}: {words}; resume with the same data or choose another folder")
+            words = f"began on {self.samples} samples and there are now {len(data)}"
+            raise InputError(f"{self.folder}: the run {words}; resume with the same data or choose another folder")
         counted, before = getattr(data, "hashes", None), self.hashes
         if counted is not None and before is not None:
             counted.copy_(torch.where(counted == 0, before, counted))
@@ -257,7 +251,6 @@ class Run:
             distributed.join(self.hashes)
         state = {
             "step": self.done,
-            "settings": self.fixed,
             "samples": self.samples,
             "weights": {name: p.detach() for name, p in self.named.items()},
             "buffers": dict(self.modules.named_buffers()),
@@ -277,10 +270,6 @@ class Run:
             state = torch.load(path, map_location=self.device, weights_only=True)
         except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
             raise InputError(f"{path}: is no state of a run or is damaged; start anew in another folder") from error
-        for name, new in self.fixed.items():
-            old = state["settings"].get(name, new)
-            if old != new:
-                raise InputError(f"{path}: {name} was {old} and is now {new}; {REMEDY}")
         targets, saved = self.named | dict(self.modules.named_buffers()), state["weights"] | state["buffers"]
         if {name: p.shape for name, p in targets.items()} != {name: p.shape for name, p in saved.items()}:
             raise InputError(f"{path}: holds another model's weights; resume with the same sizes or choose another folder")

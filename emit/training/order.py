@@ -3,6 +3,7 @@
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import islice
 
 import torch
 
@@ -25,14 +26,9 @@ def choose_samples(samples, seed, start, count, shuffle=True):
 
 def prefetch(load, jobs, ahead=2):
     """Yield load(job) for each job, in order; one thread works up to `ahead` jobs ahead, without gradients."""
-    load, waiting = torch.no_grad()(load), deque()
-    pool = ThreadPoolExecutor(1)
-    try:
-        for job in jobs:
-            waiting.append(pool.submit(load, job))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
+    load, jobs = torch.no_grad()(load), iter(jobs)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(load, job) for job in islice(jobs, ahead))
         while waiting:
+            waiting.extend(pool.submit(load, job) for job in islice(jobs, 1))
             yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -1,12 +1,4 @@
-"""Settings: one frozen dataclass at the top of each program, one flag per field, a source for every value.
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(RunSettings):                            # or Limited, where nothing is trained
-    data: Path = setting(source="[choice] your folder", help="the images")             # no default: required
-    lr: float = setting(1e-4, "[choice] small model, short run", paper=1e-5, help="learning rate")
-
-settings = parse(Settings)
-"""
+"""Settings: one frozen dataclass at the top of each program, one flag per field, a source for every value."""
 
 import argparse
 import hashlib
@@ -34,7 +26,6 @@ LIMITS = {  # of a number: what must hold, in words
     "below": (operator.lt, "less than"),
 }
 STARTED = ("state.pt", "manifest.jsonl")  # files of a run, or of the generator, that has begun
-REMEDY = "resume with the first run's settings or choose another folder"
 
 
 def setting(default=MISSING, source="", *, paper=MISSING, help="", may_change=False, **limits):
@@ -70,26 +61,13 @@ class RunSettings(Limited):
     lr: float = setting(1e-3, "[choice] small network, few steps", help="learning rate of AdamW", above=0)
     seed: int = setting(0, "[choice] any number", help="seed of initialisation, order and draws")
     warmup: int = setting(20, "[choice] stable start", help="steps of linear warm-up", low=0)
-    schedule: Literal["cosine", "constant"] = setting(
-        "cosine", "[choice] few steps; [paper] names none", paper="constant", help="learning rate after the warm-up"
-    )
-    ema: float = setting(
-        0.99, "[choice] few steps; [authors' code]: none", paper=0.0, help="decay of the weight average, 0 for none", low=0, below=1
-    )
+    schedule: Literal["cosine", "constant"] = setting("cosine", "[choice] few steps", paper="constant", help="after the warm-up")
+    ema: float = setting(0.99, "[choice] few steps; [authors' code]: none", paper=0.0, help="EMA's decay, 0: none", low=0, below=1)
     accumulate: int = setting(1, "[choice] memory", paper=4, help="forward passes per step", low=1)
     precision: Literal["float32", "bf16"] = setting("float32", "[authors' code]", help="of the forward passes")
     device: str = setting("auto", "[choice] a GPU if there is one", help="auto, cpu, cuda, cuda:1 or mps", may_change=True)
-    save_every: int = setting(
-        500, "[choice] minutes lost at most", paper=1000, help="steps between saved states", may_change=True, low=1
-    )
+    save_every: int = setting(500, "[choice] minutes lost", paper=1000, help="steps between states", may_change=True, low=1)
     resume: bool = setting(False, "[choice] explicit", help="go on with the run in --out", may_change=True)
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are InputErrors."""
-
-    def error(self, message):
-        raise InputError(f"{message.removeprefix('argument ')}; see --help")
 
 
 def parse(cls, argv=None, inherit=None):
@@ -101,7 +79,12 @@ def parse(cls, argv=None, inherit=None):
     in place of the preset's values. Raises InputError for a flag that says otherwise, is unknown, missing, ill-typed,
     or outside its limits.
     """
-    parser = Parser(" ".join(program()), description=cls.__doc__, allow_abbrev=False)
+
+    def fail(message):
+        raise InputError(f"{message.removeprefix('argument ')}; see --help")
+
+    parser = argparse.ArgumentParser(" ".join(program()), description=cls.__doc__, allow_abbrev=False)
+    parser.error = fail
     if any(f.metadata["demo"] != f.metadata["paper"] for f in fields(cls)):
         parser.add_argument("--preset", choices=("demo", "paper"), default="demo", help="which default values hold")
     run, own = parser.add_argument_group(RunSettings.__doc__), parser.add_argument_group("This program")
@@ -170,8 +153,8 @@ def vary(settings, names):
     name, _, first = settings.sweep[0].partition("=")
     name = name.replace("-", "_")
     if name not in names or not first:
-        words = f"--sweep: {','.join(settings.sweep)!r} is not NAME=VALUE,VALUE,..."
-        raise InputError(f"{words}; NAME is one of {', '.join(names)}")
+        words = f"is not NAME=VALUE,VALUE,...; NAME is one of {', '.join(names)}"
+        raise InputError(f"--sweep: {','.join(settings.sweep)!r} {words}")
     kinds, runs = get_type_hints(type(settings)), {}
     for text in (first, *settings.sweep[1:]):
         try:
@@ -191,34 +174,31 @@ def save_config(run_folder, settings, inputs, data, names):
     inputs: name -> path of each file that the run starts from (None: not given). data: where the pictures are; names:
     what identifies them, the ids and how they are read and split. Rank 0 writes.
     Raises InputError when the folder holds a trained state or generated images, and a setting that may not change, what
-    is in one of the files, or the data has changed. Paths may: run folders and data can be moved.
+    is in one of the files, the data or the number of processes has changed. Paths may: run folders and data can be moved.
     """
+    values = to_plain(vars(settings)) | {"processes": distributed.ranks()}
     files = {name: {"path": str(file), "sha256": sha256(file)} for name, file in inputs.items() if file is not None}
     digest = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
     files["data"] = {"path": str(data), "sha256": digest}
     path = Path(run_folder) / "config.json"
     if path.exists() and any(file for name in STARTED for file in path.parent.rglob(name)):
         before = json.loads(path.read_text())
-        check_unchanged(path, settings, before, files)
+        may_change = {f.name for f in fields(settings) if f.metadata["may_change"]}
+        for name in [name for name in values if name not in may_change]:
+            old, new = before["settings"].get(name, values[name]), values[name]
+            moved = isinstance(getattr(settings, name, None), Path) and old is not None
+            if old != new and not moved:
+                remedy = "resume with the first run's settings or choose another folder"
+                raise InputError(f"{path}: {flag_of(name)} was {show(old)} and is now {show(new)}; {remedy}")
+        for name, file in files.items():
+            first = before["inputs"].get(name, file)
+            if first["sha256"] != file["sha256"]:
+                words = f"{flag_of(name) if name in values else name} changed since the first run"
+                raise InputError(f"{path}: {words}; resume with what was {first['path']} or choose another folder")
         files = before["inputs"] | files
     if distributed.rank() == 0:
-        code = code_version()
-        config = {"settings": to_plain(vars(settings)), "code": code, "torch": torch.__version__, "inputs": files}
+        config = {"settings": values, "code": code_version(), "torch": torch.__version__, "inputs": files}
         write_json(path, config, indent=2)
-
-
-def check_unchanged(path, settings, before, files):
-    """Compare a run's settings and input files with those of its config.json."""
-    for f in fields(settings):
-        old, new = before["settings"].get(f.name), getattr(settings, f.name)
-        moved = isinstance(new, Path) and old is not None
-        if old != to_plain(new) and not moved and not f.metadata["may_change"]:
-            raise InputError(f"{path}: {flag_of(f.name)} was {show(old)} and is now {show(new)}; {REMEDY}")
-    for name, file in files.items():
-        first = before["inputs"].get(name, file)
-        if first["sha256"] != file["sha256"]:
-            words = f"{flag_of(name) if hasattr(settings, name) else name} changed since the first run"
-            raise InputError(f"{path}: {words}; resume with what was {first['path']} or choose another folder")
 
 
 def code_version():

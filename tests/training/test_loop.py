@@ -1,5 +1,6 @@
 """One step of the loop, its numbers and its guards; test_resume.py stops runs and lets them go on."""
 
+import contextlib
 import json
 import math
 from itertools import pairwise
@@ -133,24 +134,12 @@ def test_average_against_its_closed_form(tmp_path):
     assert [ema_decay(n, 0.3) for n in range(1, 6)] == decays[1:]
     expected = sum(weights[k] * (1 - decays[k]) * math.prod(decays[k + 1 :]) for k in range(6))
     raw = module.weight.detach().clone()
-    with run.ema_weights():
+    with contextlib.suppress(ValueError), run.ema_weights():
         torch.testing.assert_close(module.weight.double(), expected, rtol=1e-6, atol=0)  # a few float32 roundings
+        raise ValueError
     assert torch.equal(module.weight, raw)
     run.finish()
     torch.testing.assert_close(module.weight.double(), expected, rtol=1e-6, atol=0)
-    with run.ema_weights():  # nothing left to swap
-        torch.testing.assert_close(module.weight.double(), expected, rtol=1e-6, atol=0)
-
-
-def test_averaged_weights_go_back_after_an_error(tmp_path):
-    module = make_weight(1.0)
-    run = start(tmp_path, module, ema=0.9, steps=1)
-    for _ in run.steps(Numbers()):
-        run.update(module.weight.sum())
-    raw = module.weight.item()
-    with pytest.raises(ValueError), run.ema_weights():
-        raise ValueError
-    assert module.weight.item() == raw
 
 
 def test_bfloat16_computes_and_float32_remembers(tmp_path):
@@ -272,12 +261,6 @@ def test_nothing_to_train_on_leaves_the_folder_free(tmp_path):
     with pytest.raises(InputError, match="the training set is empty"):
         next(start(tmp_path, make_weight(1.0)).steps(Numbers(samples=0)))
     start(tmp_path, make_weight(1.0))  # no "already holds a run"
-
-
-def test_a_forgotten_update_is_found(tmp_path):
-    with pytest.raises(RuntimeError, match="must call run"):
-        for _ in start(tmp_path, make_weight(1.0)).steps(Numbers()):
-            pass
 
 
 def test_only_what_is_trained_is_kept(tmp_path):

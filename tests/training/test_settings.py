@@ -11,6 +11,7 @@ import torch
 
 import emit
 from emit.errors import InputError
+from emit.training import distributed
 from emit.training.settings import Limited, RunSettings, code_version, parse, save_config, setting, vary
 
 CASES = ["a", "b"]
@@ -135,7 +136,10 @@ def test_config_json_holds_settings_versions_and_fingerprints(tmp_path):
     assert config["inputs"] == {"vae": vae, "data": data} and config["torch"] == torch.__version__
     assert config["code"] == code_version() and config["code"]["version"] == emit.__version__
     plain = {"data": "x", "vae": None, "lr": 1e-5, "widths": [8, 16], "arms": ["b", "a"], "ema": False, "out": "runs"}
-    assert config["settings"].keys() == {f.name for f in fields(Settings)} and plain.items() <= config["settings"].items()
+    assert (
+        config["settings"].keys() == {f.name for f in fields(Settings)} | {"processes"}
+        and plain.items() <= config["settings"].items()
+    )
 
 
 def start(folder, settings, inputs):
@@ -145,7 +149,7 @@ def start(folder, settings, inputs):
     (folder / "unet" / "state.pt").touch()
 
 
-def test_a_run_that_has_begun_keeps_its_settings(tmp_path):
+def test_a_run_that_has_begun_keeps_its_settings(tmp_path, monkeypatch):
     first = read()
     save_config(tmp_path, first, {}, "x", CASES)
     start(tmp_path, replace(first, lr=2.0), {})  # nothing was trained before: a corrected setting is fine
@@ -153,6 +157,9 @@ def test_a_run_that_has_begun_keeps_its_settings(tmp_path):
     before = (tmp_path / "config.json").read_bytes()
     with pytest.raises(InputError, match=r"config.json: --lr was 2.0 and is now 0.001; resume with"):
         save_config(tmp_path, replace(first, resume=True), {}, "x", CASES)
+    monkeypatch.setattr(distributed, "ranks", lambda: 2)
+    with pytest.raises(InputError, match=r"config.json: --processes was 1 and is now 2"):
+        save_config(tmp_path, replace(first, lr=2.0), {}, "x", CASES)
     assert (tmp_path / "config.json").read_bytes() == before
 
 
