@@ -120,8 +120,8 @@ def train_hed(hed, pictures, settings):
     """Class-balanced deep supervision from boundary pictures, which lie in the same tree under --boundaries."""
 
     def read_boundary(cases):
-        path = settings.boundaries / Path(cases[0].path).relative_to(settings.data)
-        return fit(decode(path) / 255, settings.size, LINEAR, 0.0).float()[None, None]
+        boundary = decode(settings.boundaries / Path(cases[0].path).relative_to(settings.data))
+        return fit(boundary / 255, settings.size, LINEAR, 0.0).float()[None, None]
 
     boundaries = Memo(read_boundary)
     run = Run(settings.out / "hed", {"hed": hed}, settings_of(settings, "hed"))
@@ -169,8 +169,7 @@ def main():
     if not settings.resume:
         unet = torch.nn.ModuleList([model.unet, model.text])  # trained together
         networks = {"hed": hed, "vae": model.vae, "unet": unet, "controlnet": model.controlnet}
-        hashes = 8 * len(pictures) * (len(parts) + 2)
-        check_room(settings.out, room_needed([networks[part] for part in parts], [model, hed]) + hashes)
+        check_room(settings.out, room_needed([networks[part] for part in parts], [model, hed]))
     if "hed" in parts:
         train_hed(hed, pictures, settings)
         hed_ledger = Ledger().add("hed", pictures.hashes)

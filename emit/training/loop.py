@@ -79,7 +79,7 @@ class Run:
     modules: name -> module, already on its device; what requires a gradient is trained. `settings.batch` is the number
     of samples of one optimiser step; `accumulate` cuts it into that many forward passes, and the processes of torchrun
     share it, so neither changes what is learned. Losses must be means over their samples. Raises InputError for a used
-    folder without resume; resume in an empty folder starts. That settings stay is config.json's (settings.save_config).
+    folder without resume; resume in an empty folder starts. That settings and data stay is looked after by `save_config`.
     """
 
     def __init__(self, folder: Path, modules: dict, settings: RunSettings, *, shuffle=True, name=None, log_every=LOG_EVERY):
@@ -95,7 +95,7 @@ class Run:
         self.ema = [p.detach().clone() for p in self.parameters] if settings.ema else None
         self.step = self.part = 0  # the step and, of it, the forward pass that are being computed
         self.done = 0  # how many steps are complete
-        self.rng = self.samples = None
+        self.rng = None
         self.hashes = None  # content hashes of the pictures that were read, where the data counts them
         self.loss = torch.zeros((), device=self.device)
         self.sums = {}  # name -> [sum, count] since the last line of the log
@@ -108,7 +108,12 @@ class Run:
 
         data: __len__ and batch(indices, rng); rng is a generator of that batch alone, so working ahead changes nothing.
         """
-        self._check_data(data)
+        if len(data) == 0:
+            raise InputError(f"{self.folder}: there is nothing to train on; the training set is empty")
+        counted, before = getattr(data, "hashes", None), self.hashes
+        if counted is not None and before is not None:
+            counted.copy_(torch.where(counted == 0, before, counted))
+        self.samples, self.hashes = len(data), counted
         first, total = self.done, self.settings.steps
         pause = 0.2 if sys.stderr.isatty() else 30  # seconds between lines; the second keeps log files short
         bar = tqdm(total=total, initial=first, desc=self.name, disable=distributed.rank() > 0, mininterval=pause)
@@ -192,18 +197,6 @@ class Run:
         for place, parameter in enumerate(self.parameters if self.ema is not None else []):
             parameter.data, self.ema[place] = self.ema[place], parameter.data
 
-    def _check_data(self, data):
-        """Refuse data that are empty or not those of the state; go on with its hashes."""
-        if len(data) == 0:
-            raise InputError(f"{self.folder}: there is nothing to train on; the training set is empty")
-        if self.samples not in (None, len(data)):
-            words = f"began on {self.samples} samples and there are now {len(data)}"
-            raise InputError(f"{self.folder}: the run {words}; resume with the same data or choose another folder")
-        counted, before = getattr(data, "hashes", None), self.hashes
-        if counted is not None and before is not None:
-            counted.copy_(torch.where(counted == 0, before, counted))
-        self.samples, self.hashes = len(data), counted
-
     def _jobs(self):
         """Yield (indices, rng) of each of this process's forward passes still to do."""
         seed, batch, accumulate = self.settings.seed, self.settings.batch, self.settings.accumulate
@@ -251,7 +244,6 @@ class Run:
             distributed.join(self.hashes)
         state = {
             "step": self.done,
-            "samples": self.samples,
             "weights": {name: p.detach() for name, p in self.named.items()},
             "buffers": dict(self.modules.named_buffers()),
             "optimizer": self.optimizer.state_dict(),
@@ -276,7 +268,7 @@ class Run:
         for name, target in targets.items():
             target.copy_(saved[name])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.ema, self.sums, self.samples, self.done = state["ema"], state["sums"], state["samples"], state["step"]
+        self.ema, self.sums, self.done = state["ema"], state["sums"], state["step"]
         self.hashes = None if state["hashes"] is None else state["hashes"].cpu()
 
 

@@ -1,4 +1,4 @@
-"""The device, and hashes of several processes; test_processes.py runs two real ones."""
+"""The device, and hashes of several processes; test_stages.py runs two real ones."""
 
 import pytest
 import torch

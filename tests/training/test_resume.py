@@ -1,4 +1,4 @@
-"""A run that was stopped and goes on equals one that was not, bit for bit (test_processes.py kills real ones)."""
+"""A run that was stopped and goes on equals one that was not, bit for bit (tests/reliability kills real ones)."""
 
 import json
 
@@ -177,12 +177,6 @@ def test_a_used_folder_needs_resume(tmp_path, stop):
     with pytest.raises(InputError, match="already holds a run; go on with --resume or choose another folder"):
         train(tmp_path)
     assert (tmp_path / "log.jsonl").read_bytes() == before
-
-
-def test_other_data_is_another_run(tmp_path):
-    train(tmp_path)
-    with pytest.raises(InputError, match="began on 7 samples and there are now 8"):
-        train(tmp_path, data=Points(8), resume=True)
 
 
 def test_another_model_or_a_damaged_state_is_refused(tmp_path):
