@@ -33,41 +33,22 @@ class Settings(RunSettings):
     data: Path = setting(source="[choice] your folder", help="labelled images, or a folder of python -m emit.dataset")
     model: Path = setting(source="[choice] stage 1's", help="model.safetensors of stage 1, or Stable Diffusion")
     controlnet: Path | None = setting(None, "[choice] in --model", help="a ControlNet file of its own to start from")
-    prediction: Literal["eps", "v"] | None = setting(
-        None, "[choice] as the file says", help="what the UNet predicts, where --model cannot tell"
-    )
+    prediction: Literal["eps", "v"] | None = setting(None, "[choice] as --model says", help="what its UNet predicts")
     hed: Path = setting(source="[choice] stage 1's", help="HED weights")
     out: Path = setting(source="[choice] your folder", help="the run folder, new or with --resume")
     fold: str = setting("all", "[paper] one model per fold", help="all, or one fold number")
-    size: int = setting(
-        64, "[choice] CPU minutes; [authors' code]: 384", paper=384, help="side of the square images in pixels", low=16
-    )
-    real_cases: int | None = setting(
-        None, "[paper] all there are", help="training cases per fold, drawn by the seed; fewer are among more", low=1
-    )
+    size: int = setting(64, "[choice] CPU minutes; [authors' code]: 384", paper=384, help="side of the images in pixels", low=16)
+    real_cases: int | None = setting(None, "[paper] all there are", help="training cases per fold, drawn by the seed", low=1)
     hint: Literal["hed+contour", "hed", "contour", "mask", "box"] = setting("hed+contour", "[paper]", help="edge condition")
-    steps: int = setting(
-        200, "[choice] a minute; [paper]: 100 epochs; [authors' code]: 400-1600 epochs", paper=5000, help="steps", low=1
-    )
+    steps: int = setting(200, "[choice] a minute; [paper]: 100 epochs; [authors' code]: 400-1600", paper=5000, help="steps", low=1)
     batch: int = setting(16, "[choice] CPU minutes; [authors' code]: 32; [paper]: 48", paper=32, help="images per step", low=1)
     lr: float = setting(2e-3, "[choice] few steps; [paper]: 1e-6", paper=1e-6, help="learning rate of AdamW", above=0)
-    caption_dropout: float = setting(
-        0.1, "[choice] guidance needs an unconditional model", help="share of empty prompts", low=0, high=1
-    )
-    degrees: float = setting(
-        20.0, "[authors' code]", help="rotation U(-degrees, degrees), image, edge and mask together", low=0, high=180
-    )
-    crop: tuple[float, ...] = setting(
-        (0.75, 1.05), "[authors' code]", help="smallest,largest centre crop as a share of the side, above 1 pads", above=0
-    )
-    ema: float = setting(
-        0.98, "[choice] few steps; [authors' code]: none", paper=0.0, help="decay of the weight average, 0 for none",
-        low=0, below=1,
-    )  # fmt: skip
+    caption_dropout: float = setting(0.1, "[choice] guidance needs them", help="share of empty prompts", low=0, high=1)
+    degrees: float = setting(20.0, "[authors' code]", help="rotation U(-degrees, degrees) of a case", low=0, high=180)
+    crop: tuple[float, ...] = setting((0.75, 1.05), "[authors' code]", help="smallest,largest crop, share of the side", above=0)
+    ema: float = setting(0.98, "[choice] few steps; [authors' code]: none", paper=0.0, help="EMA's decay, 0: none", low=0, below=1)
     warmup: int = setting(10, "[choice] stable start", help="steps of linear warm-up", low=0)
-    schedule: Literal["constant", "cosine"] = setting(
-        "constant", "[choice] [paper] names none", help="learning rate after the warm-up"
-    )
+    schedule: Literal["constant", "cosine"] = setting("constant", "[choice] none in [paper]", help="learning rate after it")
     probe_every: int = setting(0, "[choice] at the end alone", paper=500, help="steps between losses with wrong conditions", low=0)
 
 
@@ -77,7 +58,7 @@ def train_fold(model, hed, cases, classes, settings, folder):
     edges = Memo(lambda image: find_edges(hed, image))
     model.requires_grad_(False)
     model.controlnet.requires_grad_(True)
-    run = Run(folder, {"controlnet": model.controlnet}, settings, name=folder.name)
+    run = Run(folder, {"controlnet": model.controlnet}, settings)
 
     def condition(batch, rng):
         """Warp image, edge and mask together; return z_0 and hint."""
@@ -117,17 +98,15 @@ def main():
     if len(settings.crop) != 2 or settings.crop[0] > settings.crop[1]:
         raise errors.InputError(f"--crop: is {','.join(map(str, settings.crop))}; give the smaller share, then the larger")
     device = distributed.start(settings.device)
-    own = {name: getattr(settings, name) for name in TAKEN_OVER}
-    labelled = replace(open_set(settings.data), **own)
+    labelled = replace(open_set(settings.data), **{name: getattr(settings, name) for name in TAKEN_OVER})
     folds = choose_folds(settings.fold, labelled.splits)
     hed, hed_header = load_hed(settings.hed)
     model, headers = EmitDiff.load(settings.model, settings.controlnet, prediction=settings.prediction)
-    paths = [path for path in (settings.model, settings.controlnet) if path is not None]
-    ancestry = join(map(open_ledger, [*paths, settings.hed], [*headers, hed_header]))
+    files = {"model": settings.model, "controlnet": settings.controlnet, "hed": settings.hed}
+    ancestry = join(map(open_ledger, filter(None, files.values()), [*headers, hed_header]))
     check_size(settings.size, model.sizes)
     model.to(device), hed.to(device)
     start = {name: value.clone() for name, value in model.controlnet.state_dict().items()}
-    files = {"model": settings.model, "controlnet": settings.controlnet, "hed": settings.hed}
     save_config(settings.out, settings, files, labelled.about.data, labelled.names)
     if distributed.rank() == 0:
         write_set(settings.out, labelled)
@@ -135,9 +114,8 @@ def main():
             check_room(settings.out, room_needed([model.controlnet] * len(folds), [model.controlnet] * len(folds)))
     for fold in folds:
         model.controlnet.load_state_dict(start)
-        training = labelled.training(fold)
         folder = settings.out / f"fold{fold}"
-        pictures, hints, losses = train_fold(model, hed, training, labelled.classes, settings, folder)
+        pictures, hints, losses = train_fold(model, hed, labelled.training(fold), labelled.classes, settings, folder)
         seen = ancestry.add(f"fine-tuning, fold {fold}", pictures.hashes)
         if distributed.rank() == 0:
             seen.write(settings.out)

@@ -5,12 +5,11 @@ autoencoder and UNet). With --weights and --hed only the ControlNet is trained, 
 model.safetensors (original Stable Diffusion layout) and hed.safetensors.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
 
 from emit import checkpoints, errors
 from emit.data.cache import Memo, TrainingImages
@@ -29,8 +28,6 @@ from emit.training import distributed
 from emit.training.loop import Run, check_run, room_needed
 from emit.training.settings import RunSettings, parse, save_config, setting
 
-GIVEN_BY = {"hed": "--hed", "vae": "--vae or --weights", "unet": "--weights"}  # instead of training
-
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(RunSettings):
@@ -41,14 +38,9 @@ class Settings(RunSettings):
     boundaries: Path | None = setting(None, "[choice] HED is trained from these", help="same tree, boundary pictures")
     weights: Path | None = setting(None, "[choice] demo trains all", help="Stable Diffusion file or folder; skips VAE, UNet")
     vae: Path | None = setting(None, "[choice] demo trains it", help="model of the same --size; skips the VAE alone")
-    prediction: Literal["eps", "v"] | None = setting(
-        None, "[choice] as the file says", help="what the UNet predicts, where --weights cannot tell"
-    )
+    prediction: Literal["eps", "v"] | None = setting(None, "[choice] as --weights says", help="what its UNet predicts")
     hed: Path | None = setting(None, "[choice] demo trains it", help="HED weights; skips its training")
-    size: int = setting(
-        64, "[choice] CPU minutes; [authors' code]: 256", paper=256, help="side of the square images in pixels", low=16
-    )
-
+    size: int = setting(64, "[choice] CPU minutes; [authors' code]: 256", paper=256, help="side of the images in pixels", low=16)
     vae_steps: int = setting(900, "[choice] less than two minutes on two cores", paper=0, help="autoencoder steps", low=0)
     vae_batch: int = setting(4, "[choice] as above", help="autoencoder batch", low=1)
     vae_lr: float = setting(2e-3, "[choice] small network, few steps", help="autoencoder learning rate", above=0)
@@ -60,16 +52,10 @@ class Settings(RunSettings):
     unet_batch: int = setting(16, "[choice] as above", help="UNet batch", low=1)
     unet_lr: float = setting(2e-3, "[choice] small network, few steps", help="UNet learning rate", above=0)
     steps: int = setting(700, "[choice] two minutes; [paper]: 7 days", paper=100_000, help="ControlNet steps", low=1)
-    batch: int = setting(
-        16, "[choice] CPU minutes; [authors' code]: 48 x 4; [paper]: 384", paper=192, help="ControlNet batch", low=1
-    )
+    batch: int = setting(16, "[choice] minutes; [authors' code]: 48 x 4; [paper]: 384", paper=192, help="ControlNet batch", low=1)
     lr: float = setting(3e-3, "[choice] few steps; [paper]: 1e-5", paper=1e-5, help="ControlNet learning rate", above=0)
-    caption_dropout: float = setting(
-        0.1, "[choice] guidance needs an unconditional model", help="share of empty prompts", low=0, high=1
-    )
-    sample_every: int = setting(
-        0, "[choice] at the end alone", paper=2000, help="steps between sample grids (0: at the end)", low=0
-    )
+    caption_dropout: float = setting(0.1, "[choice] guidance needs them", help="share of empty prompts", low=0, high=1)
+    sample_every: int = setting(0, "[choice] at the end alone", paper=2000, help="steps between sample grids", low=0)
 
 
 def settings_of(settings, part):
@@ -80,41 +66,40 @@ def settings_of(settings, part):
     return replace(settings, **own, accumulate=settings.accumulate if part == "unet" else 1)
 
 
-def open_run(settings, part, modules):
-    """Start one part's run in its own folder under the run folder."""
-    return Run(settings.out / part, modules, settings_of(settings, part), name=part)
-
-
 def choose_parts(settings):
     """Return the parts to train, in order, after looking whether every one of them can be: later, hours are lost."""
     if settings.hed is None and settings.boundaries is None:
         raise errors.InputError("--hed: is required where there are no --boundaries to train HED from; give either")
-    if settings.vae is not None and settings.weights is not None:
-        raise errors.InputError("--vae: --weights holds an autoencoder already; leave out one of the two")
     given = {"hed": settings.hed, "vae": settings.vae or settings.weights, "unet": settings.weights, "controlnet": None}
     parts = [part for part, file in given.items() if file is None]
     for part in parts:
         if part != "controlnet" and getattr(settings, f"{part}_steps") == 0:
-            raise errors.InputError(f"--{part}-steps: is 0, and no weights are given; give steps, or {GIVEN_BY[part]}")
+            instead = "--hed" if part == "hed" else "--weights"
+            raise errors.InputError(f"--{part}-steps: is 0, and no weights are given; give steps, or {instead}")
         check_run(settings.out / part, settings_of(settings, part))
     return parts
 
 
-def fill_vae(vae, path):
-    """Give an autoencoder the weights and latent scale of a file that holds one of its sizes; return the file's header."""
-    file = checkpoints.read(path)
-    found = file.config["vae"] if "vae" in file.parts else {}
-    if {**found, "channel_mult": tuple(found.get("channel_mult", ())), "scale": vae.config.scale} != asdict(vae.config):
-        raise errors.InputError(f"{path}: holds no autoencoder of the demo's sizes; give stage 1's, of the same --size")
-    checkpoints.fill(vae, file.parts["vae"], path, "vae")
-    vae.scale = found["scale"]
-    return file.header
+def open_networks(settings):
+    """Return HED, the model and the Ledger of each, as the files given hold them; the rest has initial weights."""
+    hed, hed_header = (HED(DEMO_HED), {}) if settings.hed is None else load_hed(settings.hed)
+    if settings.weights is None:
+        model, header = EmitDiff(demo_sizes(settings.size)), {}
+    else:
+        model, (header,) = EmitDiff.load(settings.weights, prediction=settings.prediction)
+    if settings.vae is not None:
+        other, (header,) = EmitDiff.load(settings.vae, parts=["vae"])
+        if replace(other.sizes.vae, scale=1.0) != model.sizes.vae:
+            words = "holds no autoencoder of the demo's sizes; give stage 1's, of the same --size and without --weights"
+            raise errors.InputError(f"{settings.vae}: {words}")
+        model.vae = other.vae
+    return hed, model, open_ledger(settings.hed, hed_header), open_ledger(settings.vae or settings.weights, header)
 
 
 def train_autoencoder(model, pictures, settings):
     """Reconstruction (L1) + KL; then measure the latent scale 1 / std(z) and keep it in the autoencoder."""
     vae = model.vae
-    run = open_run(settings, "vae", {"vae": vae})
+    run = Run(settings.out / "vae", {"vae": vae}, settings_of(settings, "vae"))
     for _, batch in run.steps(pictures):
         image = batch.image.expand(-1, 3, -1, -1).to(run.device)
         with run.autocast():
@@ -125,31 +110,21 @@ def train_autoencoder(model, pictures, settings):
         kl = posterior.kl().mean() / image[0].numel()
         run.update(l1 + settings.kl_weight * kl, l1=l1.detach(), kl=kl.detach())
     run.finish()
-    vae.scale = measure_scale(vae, pictures, run.device)
-
-
-@torch.no_grad()
-def measure_scale(vae, pictures, device, count=256):
-    """Return the factor that gives the latents of (at most `count`) images unit standard deviation."""
-    vae.scale = 1.0
-    chosen = range(0, len(pictures), max(1, len(pictures) // count))
-    means = [vae.encode(pictures.image([i]).expand(-1, 3, -1, -1).to(device)).mean for i in chosen]
-    scale = 1.0 / torch.cat(means).std()
-    distributed.copy_from_first([scale])  # one model, to the last bit
-    return scale.item()
+    with torch.no_grad():
+        chosen = range(0, len(pictures), max(1, len(pictures) // 256))  # some 256 of them
+        z = torch.cat([vae.encode(pictures.image([i]).expand(-1, 3, -1, -1).to(run.device)).mean for i in chosen])
+        vae.scale = distributed.reduce(1 / z.std(), "MAX").item()  # one model, to the last bit
 
 
 def train_hed(hed, pictures, settings):
     """Class-balanced deep supervision from boundary pictures, which lie in the same tree under --boundaries."""
 
     def read_boundary(cases):
-        path = settings.boundaries / Path(cases[0].path).relative_to(settings.data)
-        if not path.exists():
-            raise errors.InputError(f"{path}: missing; --boundaries needs one picture for each image of --data")
-        return fit(decode(path) / 255, settings.size, LINEAR, 0.0).float()[None, None]
+        boundary = decode(settings.boundaries / Path(cases[0].path).relative_to(settings.data))
+        return fit(boundary / 255, settings.size, LINEAR, 0.0).float()[None, None]
 
     boundaries = Memo(read_boundary)
-    run = open_run(settings, "hed", {"hed": hed})
+    run = Run(settings.out / "hed", {"hed": hed}, settings_of(settings, "hed"))
     for _, batch in run.steps(pictures):
         image = batch.image.expand(-1, 3, -1, -1).to(run.device)
         with run.autocast():
@@ -164,7 +139,7 @@ def train_diffusion(model, part, pictures, latents, hints, settings):
     trained = {"unet": model.unet, "text": model.text} if is_unet else {"controlnet": model.controlnet}
     if not is_unet:
         model.vae.requires_grad_(False), model.text.requires_grad_(False), model.unet.requires_grad_(False)
-    run = open_run(settings, part, trained)
+    run = Run(settings.out / part, trained, settings_of(settings, part))
     for _, batch in run.steps(pictures):
         z_0 = latents(batch, run.rng)
         prompts = drop_captions(batch.prompts, settings.caption_dropout, run.rng)
@@ -184,30 +159,17 @@ def main():
     settings = parse(Settings)
     device = distributed.start(settings.device)
     parts = choose_parts(settings)
-    cases = read_cases(settings.data, layout="radimagenet").cases
+    pictures = TrainingImages(read_cases(settings.data, layout="radimagenet").cases, settings.size)
     torch.manual_seed(settings.seed)  # of the initial weights; every later draw has its own generator
-    pictures = TrainingImages(cases, settings.size)
-    if settings.hed is None:
-        hed, hed_ledger = HED(DEMO_HED), Ledger()
-    else:
-        hed, header = load_hed(settings.hed)
-        hed_ledger = open_ledger(settings.hed, header)
-    if settings.weights is None:
-        model, ancestry = EmitDiff(demo_sizes(settings.size)), Ledger()
-    else:
-        model, (header,) = EmitDiff.load(settings.weights, prediction=settings.prediction)
-        ancestry = open_ledger(settings.weights, header)
+    hed, model, hed_ledger, ledger = open_networks(settings)
     check_size(settings.size, model.sizes)
-    if settings.vae is not None:
-        ancestry = open_ledger(settings.vae, fill_vae(model.vae, settings.vae))
     model.to(device), hed.to(device)
     files = {"weights": settings.weights, "vae": settings.vae, "hed": settings.hed}
-    save_config(settings.out, settings, files, settings.data, [case.id for case in cases])
+    save_config(settings.out, settings, files, settings.data, [case.id for case in pictures.cases])
     if not settings.resume:
-        networks = {"hed": hed, "vae": model.vae, "controlnet": model.controlnet}
-        networks["unet"] = nn.ModuleList([model.unet, model.text])  # trained together
-        trained = [networks[part] for part in parts]
-        check_room(settings.out, room_needed(trained, [model, hed]) + 8 * len(cases) * (len(parts) + 2))  # hashes too
+        unet = torch.nn.ModuleList([model.unet, model.text])  # trained together
+        networks = {"hed": hed, "vae": model.vae, "unet": unet, "controlnet": model.controlnet}
+        check_room(settings.out, room_needed([networks[part] for part in parts], [model, hed]))
     if "hed" in parts:
         train_hed(hed, pictures, settings)
         hed_ledger = Ledger().add("hed", pictures.hashes)
@@ -226,7 +188,7 @@ def main():
         model.controlnet.copy_encoder(model.unet)
     train_diffusion(model, "controlnet", pictures, latents, hints, settings)
     if distributed.rank() == 0:
-        seen = join([hed_ledger, ancestry]).add("pre-training", pictures.hashes)
+        seen = join([hed_ledger, ledger]).add("pre-training", pictures.hashes)
         seen.write(settings.out)
         model.save(settings.out / "model.safetensors", seen.header)
         save_samples(model, pictures, hints, settings.out / "samples" / "final.png", settings.seed)

@@ -46,21 +46,17 @@ def save_samples(model, pictures, hints, path, seed, count=9, text_alone=2, samp
     hints: function of a Batch. A grid that fails costs no training.
     """
     with costing_nothing(path):
-        save_rows(path, *collect_samples(model, pictures, hints, seed, count, text_alone, sampling))
-
-
-def collect_samples(model, pictures, hints, seed, count, text_alone, sampling):
-    """Return the rows and titles of `save_samples`."""
-    order = torch.randperm(len(pictures), generator=generator(seed, "samples"))[:count].tolist()
-    batch = pictures.batch(order)
-    prompts, image, hint = batch.prompts, batch.image, hints(batch)
-    device = next(model.unet.parameters()).device
-    with torch.no_grad():
-        z_0 = model.vae.encode(image.expand(-1, 3, -1, -1).to(device)).mode()
-        rows = {"original": image, "decoded": model.vae.decode(z_0).mean(1, keepdim=True).clamp(-1, 1).cpu(), "hint": hint[:, :1]}
-    for sample in range(2 + text_alone):
-        seeds = [seed_from(seed, "samples", i, sample) for i in order]
-        given = hint if sample < 2 else None
-        drawn = model.generate(prompts, given, seeds, pictures.size, sampling)
-        rows[f"{'generated' if sample < 2 else 'text alone'} {sample % 2 + 1}"] = to_grey(drawn).cpu()
-    return rows, [prompt.replace(", ", "\n", 1) for prompt in prompts]
+        order = torch.randperm(len(pictures), generator=generator(seed, "samples"))[:count].tolist()
+        batch = pictures.batch(order)
+        prompts, image, hint = batch.prompts, batch.image, hints(batch)
+        device = next(model.unet.parameters()).device
+        with torch.no_grad():
+            z_0 = model.vae.encode(image.expand(-1, 3, -1, -1).to(device)).mode()
+            decoded = to_grey(model.vae.decode(z_0)).clamp(-1, 1).cpu()
+        rows = {"original": image, "decoded": decoded, "hint": hint[:, :1]}
+        for sample in range(2 + text_alone):
+            seeds = [seed_from(seed, "samples", i, sample) for i in order]
+            given = hint if sample < 2 else None
+            drawn = model.generate(prompts, given, seeds, pictures.size, sampling)
+            rows[f"{'generated' if sample < 2 else 'text alone'} {sample % 2 + 1}"] = to_grey(drawn).cpu()
+        save_rows(path, rows, [prompt.replace(", ", "\n", 1) for prompt in prompts])

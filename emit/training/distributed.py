@@ -1,17 +1,13 @@
-"""Several processes started by torchrun: who am I, which samples are mine, what is the mean over all of us.
-
-A single process needs no set-up and pays nothing: every function below then returns at once.
-"""
+"""Several processes started by torchrun; a single one pays nothing, as every function then returns at once."""
 
 import os
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from emit.errors import InputError
-
-BUCKET = 2**23  # [choice] numbers sent at once: large enough to fill a link, small beside the model
 
 
 def start(device="auto"):
@@ -19,25 +15,21 @@ def start(device="auto"):
 
     device: "auto" (the GPU if there is one), "cpu", "cuda", "cuda:1" or "mps". Under torchrun "cuda" is one GPU per process.
     """
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if several and device.startswith("cuda"):
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"--device {device}: not a device; write auto, cpu, cuda or cuda:0") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"--device {device}: this machine has no usable GPU; write --device cpu")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        backend, gpu = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-        dist.init_process_group(backend, timeout=timedelta(hours=2), device_id=gpu)  # rank 0 may be drawing samples
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
-    try:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"--device {device}: cannot be used here; write --device cpu") from error
+        raise InputError(f"--device {device}: cannot be used here; write auto, cpu, cuda or cuda:0") from error
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    if several and not dist.is_initialized():
+        backend, gpu = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+        dist.init_process_group(backend, timeout=timedelta(hours=2), device_id=gpu)  # rank 0 may be drawing samples
     return device
 
 
@@ -69,74 +61,30 @@ def barrier():
         dist.barrier()
 
 
-def split_batch(indices, part, parts):
-    """Return one of `parts` equal consecutive pieces of a batch; together they are the batch, whatever their number."""
-    size = len(indices) // parts
-    return indices[part * size : (part + 1) * size]
+def share(parameters):
+    """Copy rank 0's parameters to all; return the function whose result, a loss unchanged, averages their gradients.
 
-
-def _buckets(tensors):
-    bucket, size = [], 0
-    for tensor in tensors:
-        if bucket and size + tensor.numel() > BUCKET:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(tensor)
-        size += tensor.numel()
-    if bucket:
-        yield bucket
-
-
-def average(tensors):
-    """Replace each tensor, in place, by its mean over the processes. All have one dtype and device."""
-    if ranks() == 1:
-        return
-    for bucket in _buckets(tensors):
-        flat = torch.cat([tensor.flatten() for tensor in bucket])
-        dist.all_reduce(flat)
-        parts = (flat / ranks()).split([tensor.numel() for tensor in bucket])
-        torch._foreach_copy_(bucket, [part.view_as(tensor) for part, tensor in zip(parts, bucket, strict=True)])
-
-
-def average_gradients(parameters):
-    """Replace each gradient by its mean over the processes.
-
+    Its backward pass leaves in `grad` the mean over the processes of what was summed there, also by earlier passes.
+    DistributedDataParallel finds its parameters in the graph of what its module returns, so any loss of them will do.
     A parameter that only some processes reached counts as zero on the others; one that none reached keeps no gradient.
     """
-    if ranks() == 1:
-        return
-    reached = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
-    average([reached])
-    parameters = [p for p, share in zip(parameters, reached.tolist(), strict=True) if share > 0]
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    average([parameter.grad for parameter in parameters])
+    module = torch.nn.Identity()
+    module.trained = torch.nn.ParameterList(parameters)
+    return DistributedDataParallel(module, find_unused_parameters=True) if ranks() > 1 else module
 
 
-def copy_from_first(tensors):
-    """Overwrite each tensor by rank 0's, so that all processes start from one model."""
+def reduce(tensor, operation="SUM"):
+    """Replace a tensor, in place, by the processes' sum, or another of dist.ReduceOp; return it."""
     if dist.is_initialized():
-        for tensor in tensors:
-            dist.broadcast(tensor, src=0)
+        dist.all_reduce(tensor, getattr(dist.ReduceOp, operation))
+    return tensor
 
 
-def highest(number, device="cpu"):
-    """Return the largest of the processes' numbers."""
-    if ranks() == 1:
-        return number
-    found = torch.tensor(number, device=device)
-    dist.all_reduce(found, op=dist.ReduceOp.MAX)
-    return int(found)
-
-
-def join(tensor, device="cpu"):
+def join(tensor):
     """Fill the zeros of a CPU tensor, in place, from the other processes' tensors."""
-    if ranks() == 1:
-        return
-    own = tensor.to(device)
-    parts = [torch.empty_like(own) for _ in range(ranks())]
-    dist.all_gather(parts, own)
-    for part in (part.cpu() for part in parts):
+    parts = [tensor] * ranks()
+    if dist.is_initialized():
+        dist.all_gather_object(parts, tensor)
+    for part in parts:
         there = part != 0  # only these places are written: the prefetching thread may be filling others
         tensor[there] = part[there]

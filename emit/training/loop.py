@@ -7,8 +7,7 @@
     run.finish()
 
 The batch of step k depends on (seed, k) alone and its draws on (seed, rank, k): a resumed run is the uninterrupted one.
-state.pt is written after the body of the loop has ended, so what the body wrote at a step (samples, selected weights) is
-there before the state that says so; a kill in between repeats the steps since the last state.
+state.pt is written after the loop's body has ended, so what it wrote (samples, selected weights) is there before the state.
 """
 
 import contextlib
@@ -28,12 +27,11 @@ from emit.errors import InputError, Stopped, asked_to_stop, deferred
 from emit.files import write_atomic, write_text
 from emit.seeds import generator
 from emit.training import distributed
-from emit.training.order import Order, prefetch
+from emit.training.order import choose_samples, prefetch
 from emit.training.settings import RunSettings
 
 LOG_EVERY = 20  # [choice] steps between lines of the log
 CLIP = 1.0  # [choice] largest gradient norm: no step runs away
-WEIGHT_DECAY = 0.01  # AdamW's own default (1711.05101)
 
 
 def learning_rate(step, lr, steps, warmup=0, schedule="constant"):
@@ -78,54 +76,30 @@ def room_needed(trained, saved):
 class Run:
     """One training run in one folder: log.jsonl and state.pt (tensors and plain numbers: weights, AdamW, EMA, step).
 
-    settings: RunSettings. Its batch is the number of samples of one optimiser step; `accumulate` cuts it into that many
-    forward passes, and the processes of torchrun share it, so neither changes what is learned. Losses must be means over
-    their samples. precision "bf16": run.autocast() computes in bfloat16; weights, average and optimiser stay float32.
-    modules: name -> module, already on its device. parameters: what is trained (None: all that require a gradient).
-    clip: largest gradient norm (inf: no limit). Raises InputError for a used folder without resume and for resume with
-    other settings; resume in an empty folder starts.
+    modules: name -> module, already on its device; what requires a gradient is trained. `settings.batch` is the number
+    of samples of one optimiser step; `accumulate` cuts it into that many forward passes, and the processes of torchrun
+    share it, so neither changes what is learned. Losses must be means over their samples. Raises InputError for a used
+    folder without resume; resume in an empty folder starts. That settings and data stay is looked after by `save_config`.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        modules: dict[str, torch.nn.Module],
-        settings: RunSettings,
-        *,
-        parameters: list | None = None,
-        shuffle: bool = True,
-        name: str = "train",
-        log_every: int = LOG_EVERY,
-        clip: float = CLIP,
-        weight_decay: float = WEIGHT_DECAY,
-        workers: int = 1,
-    ):
-        self.folder, self.modules, self.name = Path(folder), dict(modules), name
-        check_run(self.folder, settings)
-        kept = ("lr", "batch", "seed", "ema", "warmup", "schedule", "accumulate", "precision")
-        self.settings = {key: getattr(settings, key) for key in kept}
-        self.settings |= dict(clip=clip, weight_decay=weight_decay, shuffle=shuffle, ranks=distributed.ranks())
-        if settings.schedule == "cosine":  # only then does their number change the earlier steps
-            self.settings |= dict(steps=settings.steps)
-        self.lr, self.batch, self.seed, self.accumulate = (settings.lr, settings.batch, settings.seed, settings.accumulate)
-        self.total, self.warmup, self.schedule = settings.steps, settings.warmup, settings.schedule
-        self.clip, self.log_every, self.save_every, self.workers = clip, log_every, settings.save_every, workers
-        self.named = self._name_parameters(parameters)
+    def __init__(self, folder: Path, modules: dict, settings: RunSettings, *, shuffle=True, name=None, log_every=LOG_EVERY):
+        check_run(folder, settings)
+        self.folder, self.settings, self.shuffle = Path(folder), settings, shuffle
+        self.name, self.log_every = name or self.folder.name, log_every
+        self.modules = torch.nn.ModuleDict(modules)
+        self.named = {name: p for name, p in self.modules.named_parameters() if p.requires_grad}
         self.parameters = list(self.named.values())
         self.device = self.parameters[0].device
-        distributed.copy_from_first([p.data for p in self.parameters])
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=self.lr, weight_decay=weight_decay, fused=True)
-        self.decay = settings.ema
+        self.share = distributed.share(self.parameters)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.lr, fused=True)
         self.ema = [p.detach().clone() for p in self.parameters] if settings.ema else None
-        in_bf16 = settings.precision == "bf16"
-        self._autocast = {"device_type": self.device.type, "dtype": torch.bfloat16, "enabled": in_bf16}
-        self.step = self.done = 0  # the step being computed; how many are complete
-        self.part = 0  # which forward pass of this step
-        self.rng, self.samples = None, None
+        self.step = self.part = 0  # the step and, of it, the forward pass that are being computed
+        self.done = 0  # how many steps are complete
+        self.rng = None
         self.hashes = None  # content hashes of the pictures that were read, where the data counts them
         self.loss = torch.zeros((), device=self.device)
         self.sums = {}  # name -> [sum, count] since the last line of the log
-        self._open_folder(settings.resume)
+        self._open_folder()
 
     # ---- what a script calls
 
@@ -136,30 +110,24 @@ class Run:
         """
         if len(data) == 0:
             raise InputError(f"{self.folder}: there is nothing to train on; the training set is empty")
-        if self.samples not in (None, len(data)):
-            raise InputError(
-                f"{self.folder}: the run began on {self.samples} samples and there are now {len(data)}; "
-                "resume with the same data or choose another folder"
-            )
-        self.samples = len(data)
-        self._share_hashes(data)
-        first = self.done
-        batches = prefetch(lambda job: data.batch(*job), self._jobs(first), self.workers)
+        counted, before = getattr(data, "hashes", None), self.hashes
+        if counted is not None and before is not None:
+            counted.copy_(torch.where(counted == 0, before, counted))
+        self.samples, self.hashes = len(data), counted
+        first, total = self.done, self.settings.steps
         pause = 0.2 if sys.stderr.isatty() else 30  # seconds between lines; the second keeps log files short
-        hidden = distributed.rank() > 0
-        bar = tqdm(total=self.total, initial=first, desc=self.name, disable=hidden, mininterval=pause)
+        bar = tqdm(total=total, initial=first, desc=self.name, disable=distributed.rank() > 0, mininterval=pause)
         self.clock = (time.perf_counter(), first)
-        with contextlib.closing(batches), bar:
-            for step in range(first, self.total):
-                self.step, self.rng = step, generator(self.seed, distributed.rank(), step)
+        with bar, contextlib.closing(prefetch(lambda job: data.batch(*job), self._jobs())) as batches:
+            for step in range(first, total):
+                self.step, self.rng = step, generator(self.settings.seed, distributed.rank(), step)
                 with deferred():  # a signal waits until the step and its state are whole
-                    for part in range(self.accumulate):
+                    for part in range(self.settings.accumulate):
                         self.part = part
                         yield step, next(batches)
-                    if self.done != step + 1:
-                        raise RuntimeError("the loop's body must call run.update(loss) once for each batch")
-                    stop = distributed.highest(asked_to_stop() or 0, self.device)  # all processes end at one step
-                    if stop or self.done % self.save_every == 0 or self.done == self.total:
+                    asked = torch.tensor(asked_to_stop() or 0, device=self.device)
+                    stop = int(distributed.reduce(asked, "MAX"))  # all processes end at one step
+                    if stop or self.done % self.settings.save_every == 0 or self.done == total:
                         self._save()
                 if stop:
                     raise Stopped(stop)
@@ -169,43 +137,44 @@ class Run:
     def update(self, loss: torch.Tensor, **logged):
         """Backward; after the last forward pass of the step: clip, AdamW, EMA, log.
 
-        logged: further numbers (0-dimensional tensors or floats; None or nan: nothing to report at this step).
+        logged: further numbers (detached 0-dimensional tensors or floats; None or nan: nothing to report at this step).
         A loss or gradient that is not finite stops the run before anything is changed or saved.
         """
-        (loss / self.accumulate).backward()
-        self.loss += loss.detach().float() / self.accumulate
+        settings, last = self.settings, self.part + 1 == self.settings.accumulate
+        loss = loss / settings.accumulate
+        (self.share(loss) if last else loss).backward()
+        self.loss += loss.detach()
         self._note(logged)
-        if self.part + 1 < self.accumulate:
+        if not last:
             return
-        distributed.average_gradients(self.parameters)
-        distributed.average([self.loss])
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        self.loss_value, norm = torch.stack([self.loss, norm]).tolist()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, CLIP)
+        self.loss_value, norm = torch.stack([distributed.reduce(self.loss) / distributed.ranks(), norm]).tolist()
         if not (math.isfinite(self.loss_value) and math.isfinite(norm)):
             raise InputError(
                 f"{self.folder}: loss {self.loss_value} and gradient norm {norm} at step {self.step}, "
                 "state.pt stays as last saved; start anew with a lower learning rate, more warm-up or float32"
             )
-        rate = learning_rate(self.step, self.lr, self.total, self.warmup, self.schedule)
+        rate = learning_rate(self.step, settings.lr, settings.steps, settings.warmup, settings.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         self.loss.zero_()
         self.done = self.step + 1
         if self.ema is not None:
-            torch._foreach_lerp_(self.ema, self._weights(), 1 - ema_decay(self.done, self.decay))
+            with torch.no_grad():
+                torch._foreach_lerp_(self.ema, self.parameters, 1 - ema_decay(self.done, settings.ema))
         self._note({"loss": self.loss_value, "gradient_norm": norm})
-        if self.done % self.log_every == 0 or self.done == self.total:
+        if self.done % self.log_every == 0 or self.done == settings.steps:
             self._write_log(rate)
 
     def due(self, every: int) -> bool:
         """Return whether this is the last forward pass of every `every`-th step (0: never), before or after update."""
-        return every > 0 and (self.step + 1) % every == 0 and self.part + 1 == self.accumulate
+        return every > 0 and (self.step + 1) % every == 0 and self.part + 1 == self.settings.accumulate
 
     def autocast(self):
         """Return the context for forward passes: bfloat16 where precision is "bf16", else nothing."""
-        return torch.autocast(**self._autocast)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
 
     @contextlib.contextmanager
     def ema_weights(self):
@@ -224,51 +193,32 @@ class Run:
 
     # ---- how it is done
 
-    def _name_parameters(self, parameters):
-        trainable = [p for m in self.modules.values() for p in m.parameters() if p.requires_grad]
-        wanted = {id(p) for p in (trainable if parameters is None else list(parameters))}
-        named = {}
-        for module_name, module in self.modules.items():
-            named |= {f"{module_name}.{key}": p for key, p in module.named_parameters() if id(p) in wanted}
-        if not named or len(named) != len(wanted) or not all(p.requires_grad for p in named.values()):
-            raise ValueError("the trained parameters must be some, all in the modules, all requiring a gradient")
-        return named
-
-    def _weights(self):
-        return [p.detach() for p in self.parameters]
-
-    def _buffers(self):
-        return {
-            f"{module_name}.{key}": buffer for module_name, module in self.modules.items() for key, buffer in module.named_buffers()
-        }
-
     def _swap(self):
-        if self.ema is not None:
-            for place, parameter in enumerate(self.parameters):
-                parameter.data, self.ema[place] = self.ema[place], parameter.data
+        for place, parameter in enumerate(self.parameters if self.ema is not None else []):
+            parameter.data, self.ema[place] = self.ema[place], parameter.data
 
-    def _jobs(self, first):
-        """Yield (indices, rng) of each of this process's forward passes from step `first` on."""
-        order = Order(self.samples, self.seed, self.settings["shuffle"])
+    def _jobs(self):
+        """Yield (indices, rng) of each of this process's forward passes still to do."""
+        seed, batch, accumulate = self.settings.seed, self.settings.batch, self.settings.accumulate
         rank, ranks = distributed.rank(), distributed.ranks()
-        for step in range(first, self.total):
-            indices = order.at(step * self.batch, self.batch)
-            for part in range(self.accumulate):
-                mine = distributed.split_batch(indices, part * ranks + rank, self.accumulate * ranks)
-                yield mine, generator("data", self.seed, rank, step, part)
+        size = batch // (accumulate * ranks)
+        for step in range(self.done, self.settings.steps):
+            for part in range(accumulate):
+                start = step * batch + (part * ranks + rank) * size
+                indices = choose_samples(self.samples, seed, start, size, self.shuffle)
+                yield indices, generator("data", seed, rank, step, part)
 
     def _note(self, values):
         for name, value in values.items():
-            if isinstance(value, torch.Tensor):
-                value = value.detach().item()
-            if value is not None and math.isfinite(value):
+            value = math.nan if value is None else float(value)
+            if math.isfinite(value):
                 total, count = self.sums.get(name, (0.0, 0))
                 self.sums[name] = [total + value, count + 1]
 
     def _write_log(self, rate):
         """Append one line: means since the last line; learning rate and speed now."""
         now, (before, steps_before) = time.perf_counter(), self.clock
-        speed = (self.done - steps_before) * self.batch / (now - before)
+        speed = (self.done - steps_before) * self.settings.batch / (now - before)
         self.clock = (now, self.done)
         means = {name: total / count for name, (total, count) in self.sums.items()}
         line = {"step": self.step, "loss": means.pop("loss"), "lr": rate, **means, "images_per_second": round(speed, 2)}
@@ -279,65 +229,47 @@ class Run:
 
     # ---- the folder
 
-    def _open_folder(self, resume):
+    def _open_folder(self):
         state, log = self.folder / "state.pt", self.folder / "log.jsonl"
-        if not resume and (state.exists() or (log.exists() and log.stat().st_size > 0)):
-            raise InputError(f"{self.folder}: already holds a run; go on with --resume or choose another folder")
-        if resume and state.exists():
+        if self.settings.resume:
             self._load(state)
-        distributed.barrier()  # nobody looks any more: now rank 0 may change the folder
-        if distributed.rank() > 0:
-            return
-        write_lines(log, read_lines(log, self.done))
-
-    def _share_hashes(self, data):
-        """Keep the data's hashes in the state from now on; those of the state join them."""
-        counted, before = getattr(data, "hashes", None), self.hashes
-        if counted is not None and before is not None:
-            counted.copy_(torch.where(counted == 0, before, counted))
-        self.hashes = counted
+        elif state.exists() or read_lines(log):
+            raise InputError(f"{self.folder}: already holds a run; go on with --resume or choose another folder")
+        distributed.barrier()  # all have looked: now rank 0 may change the folder
+        if distributed.rank() == 0:
+            write_lines(log, read_lines(log, self.done))
 
     def _save(self):
         if self.hashes is not None:
-            distributed.join(self.hashes, self.device)
-        if distributed.rank() > 0:
-            return
+            distributed.join(self.hashes)
         state = {
             "step": self.done,
-            "settings": self.settings,
-            "samples": self.samples,
-            "weights": dict(zip(self.named, self._weights(), strict=True)),
-            "buffers": self._buffers(),
+            "weights": {name: p.detach() for name, p in self.named.items()},
+            "buffers": dict(self.modules.named_buffers()),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema,
             "sums": self.sums,
             "hashes": self.hashes,
         }
-        write_atomic(self.folder / "state.pt", lambda temporary: torch.save(state, temporary))
+        if distributed.rank() == 0:
+            write_atomic(self.folder / "state.pt", lambda temporary: torch.save(state, temporary))
 
+    @torch.no_grad()
     def _load(self, path):
+        if not path.exists():
+            return
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
         except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
             raise InputError(f"{path}: is no state of a run or is damaged; start anew in another folder") from error
-        for name, new in self.settings.items():
-            old = state["settings"].get(name)
-            if old != new:
-                remedy = "resume with the first run's settings or choose another folder"
-                raise InputError(f"{path}: {name} was {old} and is now {new}; {remedy}")
-        _copy_into(dict(zip(self.named, self._weights(), strict=True)), state["weights"], path)
-        _copy_into(self._buffers(), state["buffers"], path)
+        targets, saved = self.named | dict(self.modules.named_buffers()), state["weights"] | state["buffers"]
+        if {name: p.shape for name, p in targets.items()} != {name: p.shape for name, p in saved.items()}:
+            raise InputError(f"{path}: holds another model's weights; resume with the same sizes or choose another folder")
+        for name, target in targets.items():
+            target.copy_(saved[name])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.ema, self.sums, self.samples, self.done = state["ema"], state["sums"], state["samples"], state["step"]
+        self.ema, self.sums, self.done = state["ema"], state["sums"], state["step"]
         self.hashes = None if state["hashes"] is None else state["hashes"].cpu()
-
-
-def _copy_into(targets, saved, path):
-    same = targets.keys() == saved.keys() and all(saved[name].shape == targets[name].shape for name in saved)
-    if not same:
-        raise InputError(f"{path}: holds another model's weights; resume with the same sizes or choose another folder")
-    for name, target in targets.items():
-        target.copy_(saved[name])
 
 
 def read_lines(path, before_step=math.inf):
@@ -346,11 +278,9 @@ def read_lines(path, before_step=math.inf):
     A line that a kill cut off ends the file.
     """
     lines = []
-    for text in Path(path).read_text().splitlines() if Path(path).exists() else []:
-        try:
+    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+        for text in Path(path).read_text().splitlines():
             lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
     return [line for line in lines if line.get("step", -1) < before_step]
 
 

@@ -2,51 +2,33 @@
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import islice
 
 import torch
 
 from emit.seeds import generator
 
 
-class Order:
-    """The endless sequence of sample numbers: one permutation of range(samples) per epoch, drawn from (seed, epoch)."""
-
-    def __init__(self, samples, seed, shuffle=True):
-        self.samples, self.seed, self.shuffle = samples, seed, shuffle
-        self.epoch, self.permutation = None, None
-
-    def at(self, start, count):
-        """Return the sample numbers at positions start .. start + count - 1; a batch may span epochs."""
-        indices = []
-        for position in range(start, start + count):
-            epoch, place = divmod(position, self.samples)
-            if epoch != self.epoch:
-                self.epoch, self.permutation = epoch, self._permute(epoch)
-            indices.append(self.permutation[place])
-        return indices
-
-    def _permute(self, epoch):
-        if not self.shuffle:
-            return range(self.samples)
-        return torch.randperm(self.samples, generator=generator("order", self.seed, epoch)).tolist()
+@lru_cache(maxsize=1)
+def _permute(samples, seed, epoch):
+    return torch.randperm(samples, generator=generator("order", seed, epoch)).tolist()
 
 
-def prefetch(load, jobs, workers):
-    """Yield load(job) for each job, in order; `workers` threads work ahead (0: none).
+def choose_samples(samples, seed, start, count, shuffle=True):
+    """Return the numbers at positions start .. start + count - 1 of an endless sequence of sample numbers.
 
-    Gradients are off in load. With more than one worker load must be thread-safe.
+    Each epoch is a permutation of range(samples), drawn from (seed, epoch); a batch may span epochs.
     """
-    load = torch.no_grad()(load)
-    if workers == 0:
-        yield from map(load, jobs)
-        return
-    pool, waiting = ThreadPoolExecutor(workers), deque()
-    try:
-        for job in jobs:
-            waiting.append(pool.submit(load, job))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
+    places = [divmod(position, samples) for position in range(start, start + count)]
+    return [_permute(samples, seed, epoch)[place] if shuffle else place for epoch, place in places]
+
+
+def prefetch(load, jobs, ahead=2):
+    """Yield load(job) for each job, in order; one thread works up to `ahead` jobs ahead, without gradients."""
+    load, jobs = torch.no_grad()(load), iter(jobs)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(load, job) for job in islice(jobs, ahead))
         while waiting:
+            waiting.extend(pool.submit(load, job) for job in islice(jobs, 1))
             yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)

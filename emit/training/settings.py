@@ -1,12 +1,4 @@
-"""Settings: one frozen dataclass at the top of each program, one flag per field, a source for every value.
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(RunSettings):                            # or Limited, where nothing is trained
-    data: Path = setting(source="[choice] your folder", help="the images")             # no default: required
-    lr: float = setting(1e-4, "[choice] small model, short run", paper=1e-5, help="learning rate")
-
-settings = parse(Settings)
-"""
+"""Settings: one frozen dataclass at the top of each program, one flag per field, a source for every value."""
 
 import argparse
 import hashlib
@@ -14,10 +6,10 @@ import json
 import math
 import operator
 import subprocess
-import types
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal, Union, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -44,8 +36,8 @@ def setting(default=MISSING, source="", *, paper=MISSING, help="", may_change=Fa
     """
     if not source.startswith(SOURCES):
         raise ValueError(f"source {source!r} must start with one of {SOURCES}, and a choice needs its reason")
-    metadata = {"source": source, "paper": paper, "help": help, "may_change": may_change, "limits": limits}
-    return field(default=default, metadata=metadata)
+    presets = {"demo": default, "paper": default if paper is MISSING else paper}
+    return field(default=default, metadata=presets | {"source": source, "help": help, "may_change": may_change, "limits": limits})
 
 
 class Limited:
@@ -53,7 +45,11 @@ class Limited:
 
     def __post_init__(self):
         for f in fields(self):
-            check_limits(flag_of(f.name), getattr(self, f.name), f)
+            value, limits = getattr(self, f.name), f.metadata["limits"].items()
+            for number in value if isinstance(value, tuple) else (value,):
+                if number is not None and not all(LIMITS[name][0](number, limit) for name, limit in limits):
+                    words = " and ".join(f"{LIMITS[name][1]} {limit}" for name, limit in limits)
+                    raise InputError(f"{flag_of(f.name)}: is {number}; give {words}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,30 +61,13 @@ class RunSettings(Limited):
     lr: float = setting(1e-3, "[choice] small network, few steps", help="learning rate of AdamW", above=0)
     seed: int = setting(0, "[choice] any number", help="seed of initialisation, order and draws")
     warmup: int = setting(20, "[choice] stable start", help="steps of linear warm-up", low=0)
-    schedule: Literal["cosine", "constant"] = setting(
-        "cosine", "[choice] few steps; [paper] names none", paper="constant", help="learning rate after the warm-up"
-    )
-    ema: float = setting(
-        0.99, "[choice] few steps; [authors' code]: none", paper=0.0, help="decay of the weight average, 0 for none", low=0, below=1
-    )
+    schedule: Literal["cosine", "constant"] = setting("cosine", "[choice] few steps", paper="constant", help="after the warm-up")
+    ema: float = setting(0.99, "[choice] few steps; [authors' code]: none", paper=0.0, help="EMA's decay, 0: none", low=0, below=1)
     accumulate: int = setting(1, "[choice] memory", paper=4, help="forward passes per step", low=1)
     precision: Literal["float32", "bf16"] = setting("float32", "[authors' code]", help="of the forward passes")
     device: str = setting("auto", "[choice] a GPU if there is one", help="auto, cpu, cuda, cuda:1 or mps", may_change=True)
-    save_every: int = setting(
-        500, "[choice] minutes lost at most", paper=1000, help="steps between saved states", may_change=True, low=1
-    )
+    save_every: int = setting(500, "[choice] minutes lost", paper=1000, help="steps between states", may_change=True, low=1)
     resume: bool = setting(False, "[choice] explicit", help="go on with the run in --out", may_change=True)
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are InputErrors and which knows no abbreviations."""
-
-    def __init__(self, description):
-        form = argparse.RawDescriptionHelpFormatter
-        super().__init__(" ".join(program()), description=description, allow_abbrev=False, formatter_class=form)
-
-    def error(self, message):
-        raise InputError(f"{message.removeprefix('argument ')}; see --help")
 
 
 def parse(cls, argv=None, inherit=None):
@@ -100,14 +79,18 @@ def parse(cls, argv=None, inherit=None):
     in place of the preset's values. Raises InputError for a flag that says otherwise, is unknown, missing, ill-typed,
     or outside its limits.
     """
-    parser = Parser(cls.__doc__)
-    has_paper = any(f.metadata["paper"] is not MISSING for f in fields(cls))
-    if has_paper:
+
+    def fail(message):
+        raise InputError(f"{message.removeprefix('argument ')}; see --help")
+
+    parser = argparse.ArgumentParser(" ".join(program()), description=cls.__doc__, allow_abbrev=False)
+    parser.error = fail
+    if any(f.metadata["demo"] != f.metadata["paper"] for f in fields(cls)):
         parser.add_argument("--preset", choices=("demo", "paper"), default="demo", help="which default values hold")
-    for title, declared in group_fields(cls).items():
-        group = parser.add_argument_group(title)
-        for f in declared:
-            add_flag(group, f, get_type_hints(cls)[f.name])
+    run, own = parser.add_argument_group(RunSettings.__doc__), parser.add_argument_group("This program")
+    for f in fields(cls):
+        of_run = issubclass(cls, RunSettings) and f.name in RunSettings.__dataclass_fields__
+        add_flag(run if of_run else own, f, get_type_hints(cls)[f.name])
     given = vars(parser.parse_args(argv))
     preset = given.pop("preset", "demo")
     known, source = inherit(given) if inherit else ({}, None)
@@ -115,71 +98,48 @@ def parse(cls, argv=None, inherit=None):
         if given[name] != known[name]:
             words = f"is {show(given[name])}, and {source} says {show(known[name])}"
             raise InputError(f"{flag_of(name)}: {words}; leave it out, or run the earlier program anew")
-    values = {f.name: {**known, **given}.get(f.name, preset_value(f, preset)) for f in fields(cls)}
+    values = {f.name: f.metadata[preset] for f in fields(cls)} | known | given
     missing = [flag_of(name) for name, value in values.items() if value is MISSING]
     if missing:
         raise InputError(f"{missing[0]}: is required; give {' and '.join(missing)}, or see --help")
     return cls(**values)
 
 
-def group_fields(cls):
-    """Return {title: fields}, by the class that declares a field first; its docstring is the title."""
-    groups = {}
-    for f in fields(cls):
-        owner = next(c for c in reversed(cls.__mro__) if f.name in getattr(c, "__annotations__", {}))
-        title = "This program" if owner is cls else owner.__doc__
-        groups.setdefault(title, []).append(f)
-    return groups
-
-
 def add_flag(group, f, kind):
     """Add one field's flag: what it does, its values, and at the end where they come from."""
-    demo, paper = (show(preset_value(f, preset)) for preset in ("demo", "paper"))
+    demo, paper = show(f.metadata["demo"]), show(f.metadata["paper"])
     values = demo if demo == paper else f"{demo}, paper {paper}"
     words = {"help": f"{f.metadata['help']} ({values}) {f.metadata['source']}".replace("%", "%%"), "default": argparse.SUPPRESS}
     if kind is bool:
         group.add_argument(flag_of(f.name), action=argparse.BooleanOptionalAction, **words)
     else:
-        group.add_argument(flag_of(f.name), type=converter(kind), metavar=type_name(kind), **words)
-
-
-def converter(kind):
-    """Return the function from a flag's text to a value of its type, named as argparse's messages need it."""
-
-    def convert(text):
-        try:
-            return to_value(text, kind)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {type_name(kind)}") from error
-
-    return convert
+        group.add_argument(flag_of(f.name), type=lambda text: to_value(text, kind), metavar=type_name(kind), **words)
 
 
 def to_value(text, kind):
-    """Turn text into a value of a type; ValueError where it is none."""
+    """Turn a flag's text into a value of its type; argparse.ArgumentTypeError where it is none."""
     options = get_args(kind)
-    if get_origin(kind) in (Union, types.UnionType):
-        member = next(option for option in options if option is not type(None))
-        return None if text.lower() == "none" else to_value(text, member)
+    if NoneType in options:
+        return None if text.lower() == "none" else to_value(text, options[0])
     if get_origin(kind) is tuple:
         return tuple(to_value(part.strip(), options[0]) for part in text.split(",")) if text.strip() else ()
-    if get_origin(kind) is Literal:
-        if text not in options:
+    try:
+        value = options[options.index(text)] if options else kind(text)
+        if (kind is float and not math.isfinite(value)) or (kind is Path and not text):
             raise ValueError
-        return text
-    value = kind(text)
-    if (kind is float and not math.isfinite(value)) or (kind is Path and not text):
-        raise ValueError
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {type_name(kind)}") from error
     return value
 
 
-def check_limits(flag, value, f):
-    """Refuse a number outside the field's limits, alone or in a tuple; None is no number."""
-    limits = f.metadata["limits"].items()
-    for number in value if isinstance(value, tuple) else [] if value is None else [value]:
-        if not all(LIMITS[name][0](number, limit) for name, limit in limits):
-            words = " and ".join(f"{LIMITS[name][1]} {limit}" for name, limit in limits)
-            raise InputError(f"{flag}: is {show(number)}; give {words}")
+def type_name(kind):
+    """Return a type as --help shows it."""
+    options = get_args(kind)
+    if NoneType in options:
+        return f"{type_name(options[0])}|none"
+    if get_origin(kind) is tuple:
+        return f"{type_name(options[0])},..."
+    return "|".join(options) or kind.__name__.lower()
 
 
 def vary(settings, names):
@@ -193,18 +153,17 @@ def vary(settings, names):
     name, _, first = settings.sweep[0].partition("=")
     name = name.replace("-", "_")
     if name not in names or not first:
-        words = f"--sweep: {','.join(settings.sweep)!r} is not NAME=VALUE,VALUE,..."
-        raise InputError(f"{words}; NAME is one of {', '.join(names)}")
-    known, kind = {f.name: f for f in fields(settings)}, get_type_hints(type(settings)).get(name, str)
-    runs = {}
+        words = f"is not NAME=VALUE,VALUE,...; NAME is one of {', '.join(names)}"
+        raise InputError(f"--sweep: {','.join(settings.sweep)!r} {words}")
+    kinds, runs = get_type_hints(type(settings)), {}
     for text in (first, *settings.sweep[1:]):
         try:
-            value = to_value(text, kind)
-        except ValueError as error:
-            raise InputError(f"--sweep {name}: {text!r} is not {type_name(kind)}; write numbers between commas") from error
+            value = to_value(text, kinds.get(name, str))
+        except argparse.ArgumentTypeError as error:
+            raise InputError(f"--sweep {name}: {error}; write numbers between commas") from error
         if value in runs:
             raise InputError(f"--sweep {name}: {text} is given twice; give it once")
-        change = {name: value} if name in known else {}
+        change = {name: value} if name in kinds else {}
         runs[value] = replace(settings, sweep=(), out=settings.out / f"{name}_{text}", **change)
     return runs
 
@@ -215,69 +174,39 @@ def save_config(run_folder, settings, inputs, data, names):
     inputs: name -> path of each file that the run starts from (None: not given). data: where the pictures are; names:
     what identifies them, the ids and how they are read and split. Rank 0 writes.
     Raises InputError when the folder holds a trained state or generated images, and a setting that may not change, what
-    is in one of the files, or the data has changed. Paths may: run folders and data can be moved.
+    is in one of the files, the data or the number of processes has changed. Paths may: run folders and data can be moved.
     """
-    values = {f.name: to_plain(getattr(settings, f.name)) for f in fields(settings)}
+    values = to_plain(vars(settings)) | {"processes": distributed.ranks()}
     files = {name: {"path": str(file), "sha256": sha256(file)} for name, file in inputs.items() if file is not None}
     digest = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
     files["data"] = {"path": str(data), "sha256": digest}
-    path, before = Path(run_folder) / "config.json", {}
+    path = Path(run_folder) / "config.json"
     if path.exists() and any(file for name in STARTED for file in path.parent.rglob(name)):
-        before = check_unchanged(path, settings, values, files)
+        before = json.loads(path.read_text())
+        may_change = {f.name for f in fields(settings) if f.metadata["may_change"]}
+        for name in [name for name in values if name not in may_change]:
+            old, new = before["settings"].get(name, values[name]), values[name]
+            moved = isinstance(getattr(settings, name, None), Path) and old is not None
+            if old != new and not moved:
+                remedy = "resume with the first run's settings or choose another folder"
+                raise InputError(f"{path}: {flag_of(name)} was {show(old)} and is now {show(new)}; {remedy}")
+        for name, file in files.items():
+            first = before["inputs"].get(name, file)
+            if first["sha256"] != file["sha256"]:
+                words = f"{flag_of(name) if name in values else name} changed since the first run"
+                raise InputError(f"{path}: {words}; resume with what was {first['path']} or choose another folder")
+        files = before["inputs"] | files
     if distributed.rank() == 0:
-        config = {"settings": values, "code": code_version(), "torch": torch.__version__, "inputs": before | files}
+        config = {"settings": values, "code": code_version(), "torch": torch.__version__, "inputs": files}
         write_json(path, config, indent=2)
-
-
-def check_unchanged(path, settings, values, files):
-    """Compare a run's settings and input files with those in its config.json; return the files stated there."""
-    before = json.loads(path.read_text())
-    for f in fields(settings):
-        old, new = before["settings"].get(f.name), values[f.name]
-        moved = isinstance(getattr(settings, f.name), Path) and old is not None
-        if old != new and not moved and not f.metadata["may_change"]:
-            remedy = "resume with the first run's settings or choose another folder"
-            raise InputError(f"{path}: {flag_of(f.name)} was {show(old)} and is now {show(new)}; {remedy}")
-    for name, file in files.items():
-        first = before["inputs"].get(name, file)
-        if first["sha256"] != file["sha256"]:
-            words = f"{flag_of(name) if name in values else name} changed since the first run"
-            raise InputError(f"{path}: {words}; resume with what was {first['path']} or choose another folder")
-    return before["inputs"]
 
 
 def code_version():
     """Return the package's version, its git commit, and whether files differ from that commit (None: unknown)."""
-    commit = _git("rev-parse", "HEAD") if _git("ls-files", "emit/__init__.py") else None  # not of a repository around it
-    changed = None if commit is None else bool(_git("status", "--porcelain", "--untracked-files=no"))
-    return {"version": __version__, "commit": commit, "changed": changed}
-
-
-def _git(*arguments):
-    folder = Path(__file__).resolve().parents[2]
-    try:
-        done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):  # no git here
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def type_name(kind):
-    """Return a type as --help shows it."""
-    options = get_args(kind)
-    if get_origin(kind) in (Union, types.UnionType):
-        return "|".join(type_name(option) for option in options if option is not type(None)) + "|none"
-    if get_origin(kind) is Literal:
-        return "|".join(options)
-    if get_origin(kind) is tuple:
-        return f"{type_name(options[0])},..."
-    return kind.__name__.lower()
-
-
-def preset_value(f, preset):
-    """Return a field's default in the preset "demo" or "paper"."""
-    paper = f.metadata["paper"]
-    return paper if preset == "paper" and paper is not MISSING else f.default
+    command = "git ls-files --error-unmatch emit/__init__.py > /dev/null && git describe --always --dirty --abbrev=40 --exclude='*'"
+    done = subprocess.run(command, shell=True, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    commit, _, changed = done.stdout.strip().partition("-")
+    return {"version": __version__, "commit": commit or None, "changed": bool(changed) if commit else None}
 
 
 def flag_of(name):
@@ -296,6 +225,4 @@ def show(value):
 
 def to_plain(value):
     """Return a setting's value as JSON has it."""
-    if isinstance(value, tuple):
-        return [to_plain(member) for member in value]
-    return str(value) if isinstance(value, Path) else value
+    return json.loads(json.dumps(value, default=str))

@@ -1,10 +1,6 @@
-"""A small training run in a process of its own, for the tests that kill one or start two.
-
-python child.py FOLDER [--resume] [--stall STEP] [--noise]
-"""
+"""A small training run in a process of its own, for the test that starts one and two: python child.py FOLDER"""
 
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -45,20 +41,12 @@ class Network(torch.nn.Module):
 
 
 def main():
-    folder, options = Path(sys.argv[1]), sys.argv[2:]
-    stall = int(options[options.index("--stall") + 1]) if "--stall" in options else None
-    torch.set_num_threads(1)
     distributed.start("cpu")
-    settings = {"lr": 0.01, "steps": STEPS, "batch": BATCH, "seed": 1, "ema": 0.5, "save_every": 3, "warmup": 0}
-    settings |= {"schedule": "constant", "accumulate": 2 // distributed.ranks(), "resume": "--resume" in options}
-    run = Run(folder, {"network": Network()}, RunSettings(**settings), log_every=1)
-    for step, (rows, index) in run.steps(Numbers()):
-        if step == stall:
-            (folder / "stalled").touch()
-            time.sleep(60)
-        noise = torch.randn(rows.shape, generator=run.rng) if "--noise" in options else 0.0
-        out = run.modules["network"](rows + noise, index)
-        run.update((out - torch.cos(index)[:, None]).square().mean())
+    settings = {"lr": 0.01, "steps": STEPS, "batch": BATCH, "seed": 1, "ema": 0.5, "warmup": 0, "schedule": "constant"}
+    accumulate = 4 // distributed.ranks()
+    run = Run(Path(sys.argv[1]), {"network": Network()}, RunSettings(**settings, accumulate=accumulate), log_every=1)
+    for _, (rows, index) in run.steps(Numbers()):
+        run.update((run.modules["network"](rows, index) - torch.cos(index)[:, None]).square().mean())
     run.finish()
     distributed.stop()
 

@@ -1,29 +1,29 @@
 """One step of the loop, its numbers and its guards; test_resume.py stops runs and lets them go on."""
 
+import contextlib
 import json
 import math
-import time
 from itertools import pairwise
 
 import pytest
 import torch
 
 from emit.errors import InputError
+from emit.training import loop
 from emit.training.loop import Run, ema_decay, learning_rate
 from emit.training.settings import RunSettings
 
 
 class Numbers:
-    """Sample i is the number i / 10, plus noise times a draw; some batches take their time."""
+    """Sample i is the number i / 10, plus noise times a draw."""
 
-    def __init__(self, samples=10, noise=0.0, wait=0.0):
-        self.samples, self.noise, self.wait = samples, noise, wait
+    def __init__(self, samples=10, noise=0.0):
+        self.samples, self.noise = samples, noise
 
     def __len__(self):
         return self.samples
 
     def batch(self, indices, rng):
-        time.sleep(self.wait * (sum(indices) % 3))
         draws = torch.randn(len(indices), 1, generator=rng)
         return torch.tensor(indices, dtype=torch.float32)[:, None] / 10 + self.noise * draws
 
@@ -43,7 +43,7 @@ def make_weight(*values):
     return module
 
 
-OPTIONS = ("parameters", "shuffle", "log_every", "clip", "weight_decay", "workers")  # of Run itself
+OPTIONS = ("shuffle", "log_every")  # of Run itself
 PLAIN = {"lr": 0.01, "steps": 6, "batch": 8, "seed": 0, "ema": 0.0, "warmup": 0, "schedule": "constant"}
 
 
@@ -85,15 +85,15 @@ def test_learning_rate(step, constant, cosine):
 
 
 def test_the_run_uses_the_learning_rate_of_its_step(tmp_path):
-    """With gradient 1 throughout and no decay, AdamW moves by exactly lr (its moments are 1 after bias correction)."""
+    """With gradient 1 throughout, AdamW moves by lr (its moments are 1 after bias correction) (1 + 0.01 weight)."""
     module = make_weight(0.0)
-    run = start(tmp_path, module, lr=0.1, steps=4, warmup=2, schedule="cosine", weight_decay=0.0, log_every=1, batch=1)
+    run = start(tmp_path, module, lr=0.1, steps=4, warmup=2, schedule="cosine", log_every=1, batch=1)
     places = [0.0]
     for _ in run.steps(Numbers()):
         run.update(module.weight.sum())
         places.append(module.weight.item())
     rates = [0.05, 0.1, 0.1, 0.05]
-    moves = [before - after for before, after in pairwise(places)]
+    moves = [(before - after) / (1 + 0.01 * before) for before, after in pairwise(places)]
     assert moves == pytest.approx(rates, rel=1e-5)  # float32, and AdamW's 1e-8 in the denominator
     assert [line["lr"] for line in read_log(tmp_path)] == pytest.approx(rates, rel=1e-12)
     assert [line["gradient_norm"] for line in read_log(tmp_path)] == [1, 1, 1, 1]  # none is left from the step before
@@ -102,24 +102,16 @@ def test_the_run_uses_the_learning_rate_of_its_step(tmp_path):
 # ---- one step
 
 
-def test_gradients_are_clipped_by_their_norm(tmp_path):
+@pytest.mark.parametrize(("clip", "moment"), [(2.0, [0.12, 0.16]), (math.inf, [0.3, 0.4]), (7.0, [0.3, 0.4])])
+def test_gradients_are_clipped_by_their_norm(tmp_path, monkeypatch, clip, moment):
     """Gradient (3, 4), norm 5, clipped to 2: (1.2, 1.6); AdamW's first moment after one step is a tenth of it."""
-    for clip, moment in [(2.0, [0.12, 0.16]), (math.inf, [0.3, 0.4]), (7.0, [0.3, 0.4])]:
-        folder, module = tmp_path / str(clip), make_weight(0.0, 0.0)
-        run = start(folder, module, clip=clip, steps=1)
-        for _ in run.steps(Numbers()):
-            run.update((module.weight * torch.tensor([3.0, 4.0])).sum())
-        first = run.optimizer.state[module.weight]["exp_avg"]
-        assert first.tolist() == pytest.approx(moment, rel=1e-6)  # clip_grad_norm_ adds 1e-6 to the norm
-        assert read_log(folder)[0]["gradient_norm"] == pytest.approx(5.0)  # before clipping
-
-
-def test_weight_decay_is_decoupled(tmp_path):
-    module = make_weight(2.0)
-    run = start(tmp_path, module, lr=0.1, weight_decay=0.5, steps=1)
+    monkeypatch.setattr(loop, "CLIP", clip)
+    run = start(tmp_path, module := make_weight(0.0, 0.0), steps=1)
     for _ in run.steps(Numbers()):
-        run.update(module.weight.sum())
-    assert module.weight.item() == pytest.approx(2 * (1 - 0.1 * 0.5) - 0.1, rel=1e-6)  # AdamW, 1711.05101, Alg. 2
+        run.update((module.weight * torch.tensor([3.0, 4.0])).sum())
+    first = run.optimizer.state[module.weight]["exp_avg"]
+    assert first.tolist() == pytest.approx(moment, rel=1e-6)  # clip_grad_norm_ adds 1e-6 to the norm
+    assert read_log(tmp_path)[0]["gradient_norm"] == pytest.approx(5.0)  # before clipping
 
 
 def test_two_halves_are_one_batch(tmp_path):
@@ -142,24 +134,12 @@ def test_average_against_its_closed_form(tmp_path):
     assert [ema_decay(n, 0.3) for n in range(1, 6)] == decays[1:]
     expected = sum(weights[k] * (1 - decays[k]) * math.prod(decays[k + 1 :]) for k in range(6))
     raw = module.weight.detach().clone()
-    with run.ema_weights():
+    with contextlib.suppress(ValueError), run.ema_weights():
         torch.testing.assert_close(module.weight.double(), expected, rtol=1e-6, atol=0)  # a few float32 roundings
+        raise ValueError
     assert torch.equal(module.weight, raw)
     run.finish()
     torch.testing.assert_close(module.weight.double(), expected, rtol=1e-6, atol=0)
-    with run.ema_weights():  # nothing left to swap
-        torch.testing.assert_close(module.weight.double(), expected, rtol=1e-6, atol=0)
-
-
-def test_averaged_weights_go_back_after_an_error(tmp_path):
-    module = make_weight(1.0)
-    run = start(tmp_path, module, ema=0.9, steps=1)
-    for _ in run.steps(Numbers()):
-        run.update(module.weight.sum())
-    raw = module.weight.item()
-    with pytest.raises(ValueError), run.ema_weights():
-        raise ValueError
-    assert module.weight.item() == raw
 
 
 def test_bfloat16_computes_and_float32_remembers(tmp_path):
@@ -176,13 +156,6 @@ def test_bfloat16_computes_and_float32_remembers(tmp_path):
 
 
 # ---- order and draws
-
-
-@pytest.mark.parametrize("workers", [0, 3])
-def test_working_ahead_changes_nothing(tmp_path, workers):
-    one = train(tmp_path / "1", Numbers(noise=0.3), workers=1, accumulate=2)
-    other = train(tmp_path / "2", Numbers(noise=0.3, wait=0.004), workers=workers, accumulate=2)
-    assert torch.equal(one, other)
 
 
 def test_each_step_has_its_own_draws_and_the_seed_makes_them(tmp_path):
@@ -218,7 +191,7 @@ def test_the_log_holds_means_since_its_last_line(tmp_path):
     module = make_weight(0.0)
     run = start(tmp_path, module, steps=5, log_every=2)
     for step, _ in run.steps(Numbers()):
-        extra = {"always": float(step), "tensor": module.weight.sum() * 0 + step, "never": None}
+        extra = {"always": float(step), "tensor": torch.tensor(step), "never": None}
         rare = 7.0 if step == 1 else math.nan
         run.update(module.weight.sum() * 0 + 2.0**step, rare=rare, **extra)
     lines = read_log(tmp_path)
@@ -290,23 +263,13 @@ def test_nothing_to_train_on_leaves_the_folder_free(tmp_path):
     start(tmp_path, make_weight(1.0))  # no "already holds a run"
 
 
-def test_a_forgotten_update_is_found(tmp_path):
-    with pytest.raises(RuntimeError, match="must call run"):
-        for _ in start(tmp_path, make_weight(1.0)).steps(Numbers()):
-            pass
-
-
 def test_only_what_is_trained_is_kept(tmp_path):
     network = make_network()
     network[0].requires_grad_(False)
     frozen = network[0].weight.clone()
-    run = start(tmp_path / "1", network, steps=1)
+    run = start(tmp_path, network, steps=1)
     for _, x in run.steps(Numbers()):
         run.update(network(x).mean())
-    state = torch.load(tmp_path / "1" / "state.pt", weights_only=True)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert list(state["weights"]) == ["m.2.weight", "m.2.bias"]
     assert torch.equal(network[0].weight, frozen)
-    assert list(start(tmp_path / "2", network, parameters=[network[2].bias]).named) == ["m.2.bias"]
-    for wrong in ([], [network[2].bias, torch.nn.Parameter(torch.ones(1))], [network[0].bias]):  # none, foreign, frozen
-        with pytest.raises(ValueError, match="trained parameters"):
-            start(tmp_path / "3", network, parameters=wrong)
