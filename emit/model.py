@@ -243,8 +243,15 @@ class EmitDiff(nn.Module):
         sizes = Sizes(file.sizes["unet"], file.sizes["vae"], file.sizes["text"], file.prediction)
         sources, headers = {part: (path, tensors) for part, tensors in file.parts.items()}, [file.header]
         if controlnet is not None:
-            tensors, header = read_controlnet(controlnet, sizes)
-            sources["controlnet"], headers = (controlnet, tensors), [file.header, header]
+            control = checkpoints.read(controlnet)
+            if "controlnet" not in control.parts:
+                found = ", ".join(control.parts)
+                raise InputError(f"{controlnet}: holds {found} but no ControlNet; give one, such as stage 2's")
+            stated = (control.sizes["controlnet"], control.prediction)
+            if control.header.get("config") and stated != (sizes.unet, sizes.prediction):
+                raise InputError(f"{controlnet}: its ControlNet belongs to another UNet, by its header; give this model's")
+            sources["controlnet"] = (controlnet, control.parts["controlnet"])
+            headers.append(control.header)
         with torch.device("meta"):  # no memory, no random start: fill() puts the files' tensors in
             model = cls(sizes)
         for part, (source, tensors) in sources.items():
@@ -252,14 +259,3 @@ class EmitDiff(nn.Module):
         if "controlnet" not in sources:
             model.controlnet = ControlNet(sizes.unet).copy_encoder(model.unet)
         return model, headers
-
-
-def read_controlnet(path: str | Path, sizes: Sizes) -> tuple[dict[str, Tensor], dict]:
-    """Return the ControlNet's tensors out of a file, and its header, which must not speak of another UNet than sizes.unet."""
-    file = checkpoints.read(path)
-    if "controlnet" not in file.parts:
-        found = ", ".join(file.parts)
-        raise InputError(f"{path}: holds {found} but no ControlNet; give one, such as stage 2's controlnet.safetensors")
-    if file.header.get("config") and (file.sizes["controlnet"], file.prediction) != (sizes.unet, sizes.prediction):
-        raise InputError(f"{path}: its ControlNet belongs to another UNet, by its header; give one made for this model")
-    return file.parts["controlnet"], file.header
