@@ -1,6 +1,5 @@
 """Where the parts meet: the sizes of each preset, and EmitDiff = autoencoder + text encoder + UNet + ControlNet."""
 
-import json
 import math
 import sys
 from collections.abc import Callable, Iterable
@@ -28,32 +27,16 @@ PARTS = ("vae", "text", "unet", "controlnet")
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of all parts. version: whose file layout, "sd1" or "sd2". prediction: what the UNet puts out, "eps" or "v"."""
+    """Sizes of all parts. prediction: what the UNet puts out, "eps" or "v"."""
 
     unet: UNetConfig = UNetConfig()
     vae: VAEConfig = VAEConfig()
     text: TextConfig = TextConfig()
-    version: str = "sd1"
     prediction: str = "eps"
 
-    @classmethod
-    def from_dict(cls, values: dict) -> "Sizes":
-        """Rebuild the sizes from a checkpoint header (`asdict`'s output after JSON)."""
-        parts = {"unet": UNetConfig, "vae": VAEConfig, "text": TextConfig}
-        tuples = {
-            name: config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values[name].items()})
-            for name, config in parts.items()
-        }
-        return cls(**{**values, **tuples})
 
-
-SD15 = Sizes()
-SD21 = Sizes(
-    unet=UNetConfig(heads=None, head_size=64, context_dim=1024, linear_projections=True),
-    text=TextConfig(width=1024, layers=23, heads=16, quick_gelu=False, pad=0),
-    version="sd2",
-    prediction="v",
-)
+SD15 = Sizes(**checkpoints.SD1)
+SD21 = Sizes(**checkpoints.SD2, prediction="v")
 DEMO = Sizes(
     unet=UNetConfig(
         model_channels=32,
@@ -69,7 +52,6 @@ DEMO = Sizes(
     text=TextConfig(width=64, layers=2, heads=2),
     prediction="v",
 )
-PRESETS = {"sd15": SD15, "sd21": SD21, "demo": DEMO}
 DEMO_HED = (8, 16, 32, 32, 32)
 
 
@@ -95,8 +77,8 @@ def drop_captions(prompts: list, rate: float, rng: torch.Generator) -> list:
 def load_hed(path: str | Path) -> tuple[nn.Module, dict]:
     """Return the HED network, of either kind and any size, that a weight file holds, and the file's header."""
     file = checkpoints.read(path)
-    kind = next((kind for kind in ("hed", "hed_v11") if kind in file.parts), None)
-    if kind is None:
+    kind = next(iter(file.parts))
+    if kind not in ("hed", "hed_v11"):
         found = ", ".join(file.parts)
         raise InputError(f"{path}: holds {found}, not HED; give network-bsds500, ControlNetHED or our hed.safetensors")
     hed = checkpoints.NETWORKS[kind](file.sizes[kind])
@@ -134,17 +116,17 @@ class Sampling:
 
 
 class EmitDiff(nn.Module):
-    """The whole generator. Sub-modules vae, text, unet, controlnet; each may be None where a script does not need it."""
+    """The whole generator. Sub-modules vae, text, unet, controlnet."""
 
-    def __init__(self, sizes: Sizes, parts: Iterable[str] = PARTS):
+    def __init__(self, sizes: Sizes):
         super().__init__()
         self.sizes = sizes
         with torch.device("cpu"):  # also where the networks are built on the meta device
             self.schedule = Schedule.scaled_linear()
-        self.vae = AutoencoderKL(sizes.vae) if "vae" in parts else None
-        self.text = TextEncoder(sizes.text) if "text" in parts else None
-        self.unet = UNet(sizes.unet) if "unet" in parts else None
-        self.controlnet = ControlNet(sizes.unet) if "controlnet" in parts else None
+        self.vae = AutoencoderKL(sizes.vae)
+        self.text = TextEncoder(sizes.text)
+        self.unet = UNet(sizes.unet)
+        self.controlnet = ControlNet(sizes.unet)
 
     def network_output(
         self, z_t: Tensor, t: Tensor, context: Tensor, hint: Tensor | None = None, scales: list[float] | None = None
@@ -203,20 +185,6 @@ class EmitDiff(nn.Module):
 
         return latents
 
-    def denoiser(self, context: Tensor, unconditional: Tensor, hint: Tensor | None, sampling: Sampling) -> Callable:
-        """Return (z_t, t) -> eps_hat with classifier-free guidance; `sampling.guided` says what it makes stronger."""
-        count = len(self.unet.input_blocks) + 1
-        scales = control_scales(sampling.strength, count, sampling.guess_mode)
-        other_hint = hint if sampling.guided == "text" else None
-
-        def denoise(z_t, t):
-            eps = self.predict(z_t, t, context, hint, scales)
-            if sampling.guidance == 1:  # the unconditional half would cancel: half the time
-                return eps
-            return classifier_free(self.predict(z_t, t, unconditional, other_hint, scales), eps, sampling.guidance)
-
-        return denoise
-
     @torch.no_grad()
     def generate(
         self, prompts: list, hint: Tensor | None, seeds: list[int], size: int, sampling=Sampling(), negative: str = ""
@@ -231,29 +199,30 @@ class EmitDiff(nn.Module):
         noise = SeededNoise(seeds, (self.sizes.vae.z_channels, side, side), device)
         context, unconditional = self.contexts(prompts), self.contexts([negative] * len(prompts))
         hint = None if hint is None else hint.to(device)
-        z_0 = sample(
-            self.denoiser(context, unconditional, hint, sampling),
-            noise(),
-            self.schedule,
-            sampling.steps,
-            method=sampling.method,
-            eta=sampling.eta,
-            noise=noise,
-            spacing=sampling.spacing,
-            t_end=0 if sampling.spacing == "leading" else -1,  # the public convention ends at alpha_bar[0]
-        )
+        other_hint = hint if sampling.guided == "text" else None
+        scales = control_scales(sampling.strength, len(self.unet.input_blocks) + 1, sampling.guess_mode)
+
+        def denoise(z_t, t):
+            eps = self.predict(z_t, t, context, hint, scales)
+            if sampling.guidance == 1:  # the unconditional half would cancel: half the time
+                return eps
+            return classifier_free(self.predict(z_t, t, unconditional, other_hint, scales), eps, sampling.guidance)
+
+        t_end = 0 if sampling.spacing == "leading" else -1  # the public convention ends at alpha_bar[0]
+        how = {"method": sampling.method, "eta": sampling.eta, "spacing": sampling.spacing, "t_end": t_end}
+        z_0 = sample(denoise, noise(), self.schedule, sampling.steps, noise=noise, **how)
         decoded = self.vae.decode(z_0).float()  # (B, z_channels, h, w) -> (B, 3, size, size)
         return decoded.clamp(-1, 1).masked_fill(~decoded.isfinite(), math.nan)  # an overflow must not look like white
 
     def save(self, path: str | Path, header: dict | None = None, parts: Iterable[str] = PARTS) -> None:
-        """Write the named parts that exist to one safetensors file in the original layout, with sizes and header in it."""
-        sizes = asdict(replace(self.sizes, vae=replace(self.sizes.vae, scale=self.vae.scale)) if self.vae else self.sizes)
-        tensors = {name: getattr(self, name).state_dict() for name in parts if getattr(self, name) is not None}
+        """Write the named parts to one safetensors file in the original layout, with sizes and header in it."""
+        sizes = asdict(replace(self.sizes, vae=replace(self.sizes.vae, scale=self.vae.scale)))
+        tensors = {name: getattr(self, name).state_dict() for name in parts}
         checkpoints.write_single(path, tensors, {**(header or {}), "config": sizes})
 
     @classmethod
     def load(
-        cls, path: str | Path, controlnet: str | Path | None = None, parts: Iterable[str] = PARTS, prediction=None
+        cls, path: str | Path, controlnet: str | Path | None = None, prediction: str | None = None
     ) -> tuple["EmitDiff", list[dict]]:
         """Return the model built from a public or own file or folder, and the headers of the files read.
 
@@ -263,43 +232,30 @@ class EmitDiff(nn.Module):
         sizes, or where the prediction is not known or stated otherwise.
         """
         file = checkpoints.read(path, prediction=prediction)
-        sizes, found, paths = sizes_of(path, file), dict(file.parts), {}
-        headers = [file.header]
-        if controlnet is not None:
-            found["controlnet"], header = read_controlnet(controlnet, sizes)
-            headers, paths = [*headers, header], {"controlnet": controlnet}
-        for name in set(parts) - {"controlnet"} - set(found):
-            raise InputError(f"{path}: holds no {name}, only {', '.join(found)}; give a file with all of {', '.join(parts)}")
-        if file.ema is False and "unet" in parts:
+        missing = [part for part in ("vae", "text", "unet") if part not in file.parts]
+        if missing:
+            raise InputError(f"{path}: holds {', '.join(file.parts)} but no {', '.join(missing)}; give a whole model")
+        if file.prediction is None:
+            raise InputError(f"{path}: does not say what its UNet predicts; give it: --prediction eps or v")
+        if file.ema is False:
             average = f"python -m emit.checkpoints export {path} --ema --to single FILE2"
             print(f"{path}: the trained weights were taken, not their moving average; {average} gives it", file=sys.stderr)
-        with torch.device("meta"):  # no memory, no random start: fill() puts the file's tensors in
-            model = cls(sizes, [name for name in parts if name in found])
-        for name in [name for name in parts if name in found]:
-            checkpoints.fill(getattr(model, name), found[name], paths.get(name, path), name)
-        if "controlnet" in parts and "controlnet" not in found:
+        sizes = Sizes(file.sizes["unet"], file.sizes["vae"], file.sizes["text"], file.prediction)
+        sources, headers = {part: (path, tensors) for part, tensors in file.parts.items()}, [file.header]
+        if controlnet is not None:
+            control = checkpoints.read(controlnet)
+            if "controlnet" not in control.parts:
+                found = ", ".join(control.parts)
+                raise InputError(f"{controlnet}: holds {found} but no ControlNet; give one, such as stage 2's")
+            stated = (control.sizes["controlnet"], control.prediction)
+            if control.header.get("config") and stated != (sizes.unet, sizes.prediction):
+                raise InputError(f"{controlnet}: its ControlNet belongs to another UNet, by its header; give this model's")
+            sources["controlnet"] = (controlnet, control.parts["controlnet"])
+            headers.append(control.header)
+        with torch.device("meta"):  # no memory, no random start: fill() puts the files' tensors in
+            model = cls(sizes)
+        for part, (source, tensors) in sources.items():
+            checkpoints.fill(getattr(model, part), tensors, source, part)
+        if "controlnet" not in sources:
             model.controlnet = ControlNet(sizes.unet).copy_encoder(model.unet)
         return model, headers
-
-
-def read_controlnet(path: str | Path, sizes: Sizes) -> tuple[dict[str, Tensor], dict]:
-    """Return the ControlNet's tensors out of a file, and its header, which must not speak of another UNet than sizes.unet."""
-    file = checkpoints.read(path)
-    if "controlnet" not in file.parts:
-        found = ", ".join(file.parts)
-        raise InputError(f"{path}: holds {found} but no ControlNet; give one, such as stage 2's controlnet.safetensors")
-    stated, own = file.header.get("config"), json.loads(json.dumps(asdict(sizes)))
-    if stated and any(stated.get(name) != own[name] for name in ("unet", "prediction")):
-        raise InputError(f"{path}: its ControlNet belongs to another UNet, by its header; give one made for this model")
-    return file.parts["controlnet"], file.header
-
-
-def sizes_of(path: str | Path, checkpoint) -> Sizes:
-    """Return the sizes of a checkpoint: from its header, or deduced from its shapes."""
-    config = checkpoint.config
-    missing = [name for name in ("unet", "vae", "text") if name not in config]
-    if missing:
-        raise InputError(f"{path}: holds {', '.join(checkpoint.parts)} but no {missing[0]}; give a whole model")
-    if checkpoint.prediction == "unknown":
-        raise InputError(f"{path}: does not say what its UNet predicts; give it: --prediction eps or v")
-    return Sizes.from_dict(config)

@@ -71,7 +71,7 @@ class Spy(EmitDiff):
     """The demo's networks behind a PixelVAE; `seen` holds what each call of `losses` was given, and the weights' sum."""
 
     def __init__(self):
-        super().__init__(demo_sizes(64), ("text", "unet", "controlnet"))
+        super().__init__(demo_sizes(64))
         self.vae, self.seen = PixelVAE(), []
 
     def losses(self, z_0, t, eps, prompts, hint=None):

@@ -6,56 +6,43 @@ python -m emit.checkpoints export FILE --to single FILE2
 """
 
 import argparse
-import json
-from dataclasses import asdict
 from pathlib import Path
 
-from emit.checkpoints import read, write_diffusers, write_single
-from emit.checkpoints.configs import KINDS
+from emit.checkpoints import Checkpoint, read, write_diffusers, write_single
+from emit.checkpoints.sizes import version_of
 from emit.errors import run
 from emit.files import sha256
 from emit.ledger import open_ledger
 
 
-def inspect(checkpoint):
-    """Print what a checkpoint holds."""
-    prediction = {"unknown": "not stated: --prediction eps or v"}.get(checkpoint.prediction, checkpoint.prediction)
-    print(f"layout      {checkpoint.layout}\nversion     {checkpoint.version}\nnumbers     {checkpoint.dtype}")
-    print(f"prediction  {prediction}")
+def inspect(source: Path, checkpoint: Checkpoint) -> None:
+    """Print what a file or folder holds."""
+    print(f"version     {version_of(checkpoint.sizes)}")
+    print(f"prediction  {checkpoint.prediction or 'not stated: --prediction eps or v'}")
     for part, tensors in checkpoint.parts.items():
         parameters = sum(tensor.numel() for tensor in tensors.values())
-        print(f"part        {part}: {len(tensors)} tensors, {parameters:,} parameters")
+        dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})
+        print(f"part        {part}: {len(tensors)} tensors, {parameters:,} parameters, {', '.join(dtypes)}")
+        print(f"sizes       {checkpoint.sizes[part]}")
     if checkpoint.ema is not None:
         taken = "their moving average (--ema)" if checkpoint.ema else "as trained; --ema takes their moving average"
         print(f"weights     {taken}")
-    for part in [part for part in KINDS if part in checkpoint.config]:
-        public, own = json.loads(json.dumps([asdict(KINDS[part]()), checkpoint.config[part]]))  # JSON knows no tuples
-        differ = ", ".join(f"{name} {value}" for name, value in own.items() if public[name] != value)
-        print(f"sizes       {part}: Stable Diffusion 1.5's{' but ' * bool(differ)}{differ}")
     shown = ", ".join(checkpoint.dropped[:14]) + ", ..." * (len(checkpoint.dropped) > 14)
     print(f"dropped     {len(checkpoint.dropped)}{': ' * bool(shown)}{shown}")
-    for file in checkpoint.files:
-        print(f"sha256      {sha256(file)}  {file}")
+    print(f"sha256      {sha256(source)}")
     for entry in checkpoint.header.get("ancestry", []):
         print(f"ancestry    {entry['stage']}: {entry['cases']:,} cases")
-    for source in checkpoint.header.get("made_from", []):
-        print(f"made from   {source['file']}")
 
 
-def export(source, checkpoint, layout, target):
-    """Write a checkpoint's parts in a layout, with its header, its ledger and, under "made_from", its files."""
+def export(source: Path, checkpoint: Checkpoint, layout: str, target: Path) -> None:
+    """Write a checkpoint's parts in a layout, with its header and its ledger."""
     ledger = open_ledger(source, checkpoint.header)
-    made_from = [{"file": file.name, "sha256": sha256(file)} for file in checkpoint.files]
-    header = {**checkpoint.header, "made_from": [*checkpoint.header.get("made_from", []), *made_from]}
     if layout == "single":
-        write_single(target, checkpoint.parts, {**header, "config": checkpoint.config})
-        left = []
+        write_single(target, checkpoint.parts, {**checkpoint.header, "config": checkpoint.config})
     else:
-        left = write_diffusers(target, checkpoint.parts, checkpoint.config, header)
+        write_diffusers(target, checkpoint.parts, checkpoint.config, checkpoint.header)
     ledger.write(target.parent if layout == "single" else target)
-    print(f"{target}: {', '.join(part for part in checkpoint.parts if part not in left)}")
-    if left:
-        print(f"left out, for want of a place in this layout: {', '.join(left)}")
+    print(f"{target}: {', '.join(checkpoint.parts)}")
 
 
 def main():
@@ -73,7 +60,7 @@ def main():
         parser.error("export takes FILE --to diffusers FOLDER or --to single FILE2; inspect takes FILE alone")
     checkpoint = read(arguments.file, arguments.ema, arguments.prediction)
     if arguments.command == "inspect":
-        inspect(checkpoint)
+        inspect(arguments.file, checkpoint)
     else:
         export(arguments.file, checkpoint, layout, Path(target))
 

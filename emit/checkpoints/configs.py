@@ -1,9 +1,7 @@
-"""The sizes beside the weights: our header's, checked; the config files of diffusers folders, out of them and back."""
+"""The config files of diffusers folders, out of our sizes and back."""
 
 import json
-import math
-from dataclasses import fields
-from typing import get_args
+from pathlib import Path
 
 from emit.errors import InputError
 from emit.networks.text import TextConfig, tokenizer
@@ -12,117 +10,91 @@ from emit.networks.vae import VAEConfig
 
 FORMAT = 2  # of our headers
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction"}
-VERSIONS = ("sd1", "sd2", "sd", "emit")
-KINDS = {"unet": UNetConfig, "vae": VAEConfig, "text": TextConfig}
-UNET = {"norm_eps": 1e-5, "flip_sin_to_cos": True, "freq_shift": 0, "downsample_padding": 1}  # and of the ControlNet
-SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
-PUBLIC_DDIM = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading"}
-CLIP = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "layer_norm_eps": 1e-5}
-CLIP |= {"max_position_embeddings": 77, "vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407}
+CLASSES = {  # in diffusers and transformers
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+    "text": ("transformers", "CLIPTextModel"),
+    "controlnet": ("diffusers", "ControlNetModel"),
+}
+INDEX = {"_class_name": "StableDiffusionPipeline", "scheduler": ["diffusers", "DDIMScheduler"]}
+INDEX |= {"tokenizer": ["transformers", "CLIPTokenizer"], "safety_checker": [None, None]}
+INDEX |= {"feature_extractor": [None, None], "requires_safety_checker": False}
+INDEX |= {"unet": CLASSES["unet"], "vae": CLASSES["vae"], "text_encoder": CLASSES["text"]}
 
 
-def valid(name, value, kind):
-    """Tell whether a JSON value is of a size's type: counts are above 0, levels and the pad token may be 0."""
-    if kind == tuple[int, ...]:
-        return isinstance(value, (list, tuple)) and all(valid(name, one, int) for one in value)
-    if kind is float:
-        return type(value) in (int, float) and math.isfinite(value) and value > 0
-    if type(value) not in (get_args(kind) or (kind,)):
-        return False
-    return type(value) is not int or value >= (name not in ("attention_levels", "pad"))
-
-
-def check(path, config):
-    """Raise InputError where a config (part: its sizes; "version"; "prediction") holds anything but valid values."""
-    faults = [] if isinstance(config, dict) else ["no sizes"]
-    for part, value in () if faults else config.items():
-        if part in KINDS:
-            kinds = {field.name: field.type for field in fields(KINDS[part])}
-            value = value if isinstance(value, dict) else {}
-            faults += [f"{part} {name}" for name in kinds.keys() ^ value.keys()]
-            faults += [f"{part} {n} {value[n]}" for n in kinds if n in value and not valid(n, value[n], kinds[n])]
-        elif value not in {"version": VERSIONS, "prediction": tuple(PREDICTIONS)}.get(part, ()):
-            faults.append(f"{part} {value}")
-    if faults:
-        raise InputError(f"{path}: no valid sizes: {', '.join(sorted(faults)[:3])}; fetch or write it anew")
-
-
-def read_json(path):
-    """Return a JSON object."""
+def read_json(path: Path) -> dict:
+    """Return a JSON object, {} where there is no file."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = json.loads(path.read_text()) if path.is_file() else {}
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: not readable as JSON ({error}); fetch it again") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds no JSON object; fetch it again")
     return content
 
 
-def describe(part, sizes):
-    """Return the config.json of a part's folder: diffusers' UNet2DConditionModel and so on, transformers' CLIPTextModel."""
+def describe(part: str, sizes) -> dict:
+    """Return the config.json of a part's folder; what it leaves out are the defaults of diffusers and transformers."""
     if part == "text":
-        activation, width = "quick_gelu" if sizes["quick_gelu"] else "gelu", sizes["width"]
-        config = CLIP | {"hidden_size": width, "intermediate_size": 4 * width, "projection_dim": width}
-        config |= {"num_hidden_layers": sizes["layers"], "num_attention_heads": sizes["heads"]}
-        return config | {"hidden_act": activation, "pad_token_id": sizes["pad"]}
-    levels = range(len(sizes["channel_mult"]))
-    widths = [mult * sizes["channels" if part == "vae" else "model_channels"] for mult in sizes["channel_mult"]]
-    config = {"block_out_channels": widths, "layers_per_block": sizes["num_res_blocks"], "act_fn": "silu"}
-    config |= {"norm_num_groups": sizes["groups"]}
+        width, activation = sizes.width, "quick_gelu" if sizes.quick_gelu else "gelu"
+        config = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "pad_token_id": sizes.pad}
+        config |= {"hidden_size": width, "intermediate_size": 4 * width, "projection_dim": width, "hidden_act": activation}
+        return config | {"num_hidden_layers": sizes.layers, "num_attention_heads": sizes.heads}
+    levels = range(len(sizes.channel_mult))
+    widths = [mult * (sizes.channels if part == "vae" else sizes.model_channels) for mult in sizes.channel_mult]
+    config = {"_class_name": CLASSES[part][1], "block_out_channels": widths, "layers_per_block": sizes.num_res_blocks}
+    config |= {"norm_num_groups": sizes.groups}
     if part == "vae":
-        config |= {"_class_name": "AutoencoderKL", "in_channels": 3, "out_channels": 3, "sample_size": 512}
         config |= {"down_block_types": ["DownEncoderBlock2D" for _ in levels]}
-        config |= {"up_block_types": ["UpDecoderBlock2D" for _ in levels]}
-        return config | {"latent_channels": sizes["z_channels"], "scaling_factor": sizes["scale"]}
-    down = ["CrossAttnDownBlock2D" if level in sizes["attention_levels"] else "DownBlock2D" for level in levels]
-    heads = [sizes["heads"] or width // sizes["head_size"] for width in widths]  # attention_head_dim counts heads
-    config |= UNET | {"down_block_types": down, "attention_head_dim": heads, "in_channels": sizes["in_channels"]}
-    config |= {"cross_attention_dim": sizes["context_dim"], "use_linear_projection": sizes["linear_projections"]}
+        config |= {"up_block_types": ["UpDecoderBlock2D" for _ in levels], "sample_size": 512}
+        return config | {"latent_channels": sizes.z_channels, "scaling_factor": sizes.scale}
+    down = ["CrossAttnDownBlock2D" if level in sizes.attention_levels else "DownBlock2D" for level in levels]
+    heads = [sizes.heads or width // sizes.head_size for width in widths]  # attention_head_dim counts heads
+    config |= {"down_block_types": down, "attention_head_dim": heads, "in_channels": sizes.in_channels}
+    config |= {"cross_attention_dim": sizes.context_dim, "use_linear_projection": sizes.linear_projections}
     if part == "controlnet":
-        config |= {"_class_name": "ControlNetModel", "controlnet_conditioning_channel_order": "rgb"}
-        return config | {"conditioning_embedding_out_channels": list(sizes["hint_channels"])}
-    config |= {"_class_name": "UNet2DConditionModel", "out_channels": sizes["out_channels"], "sample_size": 64}
-    config |= {"mid_block_type": "UNetMidBlock2DCrossAttn", "center_input_sample": False}
-    return config | {"up_block_types": [kind.replace("Down", "Up") for kind in reversed(down)]}
+        return config | {"conditioning_embedding_out_channels": sizes.hint_channels}
+    up = [kind.replace("Down", "Up") for kind in reversed(down)]
+    return config | {"out_channels": sizes.out_channels, "sample_size": 64, "up_block_types": up}
 
 
-def refine(path, config):
-    """Add to deduced sizes what only the config.json beside the weights tells: heads, groups, scale, activation."""
-    stated, config = read_json(path), {part: dict(v) if part in KINDS else v for part, v in config.items()}
-    groups = stated.get("norm_num_groups", 32)
-    if "unet" in config:
-        heads = stated.get("num_attention_heads") or stated.get("attention_head_dim", 8)
-        heads = heads if isinstance(heads, list) else [heads]
-        if not heads or not valid("heads", heads, tuple[int, ...]):
-            raise InputError(f"{path}: attention_head_dim is {heads}; fetch it again")
-        config["unet"] |= {"groups": groups, "heads": heads[0], "head_size": None}
-        if len(set(heads)) > 1:
-            config["unet"] |= {"heads": None, "head_size": config["unet"]["model_channels"] // heads[0]}
-    if "vae" in config:
-        config["vae"] |= {"groups": groups, "scale": stated.get("scaling_factor", VAEConfig.scale)}
-    if "text" in config:
-        quick = stated.get("hidden_act", "quick_gelu") == "quick_gelu"
-        heads = stated.get("num_attention_heads", config["text"]["heads"])
-        config["text"] |= {"heads": heads, "quick_gelu": quick, "pad": 49407 if quick else 0}  # public files say 1
-    check(path, config)
-    return config
+def read_config(part: str, config: dict):
+    """Return the sizes that a config.json states. Raises LookupError, TypeError or ValueError where it is not one."""
+    if part == "text":
+        quick = config["hidden_act"] == "quick_gelu"
+        sizes = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
+        return TextConfig(*sizes, quick_gelu=quick, pad=49407 if quick else 0)  # public files say pad 1
+    widths, repeats, groups = config["block_out_channels"], config["layers_per_block"], config.get("norm_num_groups", 32)
+    mult = tuple(width // widths[0] for width in widths)
+    if part == "vae":
+        return VAEConfig(widths[0], mult, repeats, config["latent_channels"], groups, config.get("scaling_factor", VAEConfig.scale))
+    heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)  # both count heads
+    heads = heads if isinstance(heads, list) else [heads]
+    same = len(set(heads)) == 1
+    return UNetConfig(
+        in_channels=config["in_channels"],
+        out_channels=config.get("out_channels", UNetConfig.out_channels),
+        model_channels=widths[0],
+        channel_mult=mult,
+        num_res_blocks=repeats,
+        attention_levels=tuple(level for level, kind in enumerate(config["down_block_types"]) if kind.startswith("Cross")),
+        heads=heads[0] if same else None,
+        head_size=None if same else widths[0] // heads[0],
+        context_dim=config["cross_attention_dim"],
+        linear_projections=config.get("use_linear_projection", False),
+        groups=groups,
+        hint_channels=tuple(config.get("conditioning_embedding_out_channels", UNetConfig.hint_channels)),
+    )
 
 
-def prediction_of(folder):
-    """Return the prediction that a diffusers folder's scheduler states, None without a scheduler."""
-    path = folder / "scheduler" / "scheduler_config.json"
-    stated = read_json(path).get("prediction_type", "epsilon") if path.is_file() else None
-    if stated not in (None, *PREDICTIONS.values()):
-        raise InputError(f"{path}: prediction_type is {stated}; expected epsilon or v_prediction")
-    return {theirs: ours for ours, theirs in PREDICTIONS.items()}.get(stated)
-
-
-def scheduler(prediction):
+def scheduler(prediction: str) -> dict:
     """Return the config of the public DDIM scheduler: the last step goes to alpha_bar[0]."""
-    return {"_class_name": "DDIMScheduler", "prediction_type": PREDICTIONS[prediction]} | SCHEDULE | PUBLIC_DDIM
+    config = {"_class_name": "DDIMScheduler", "prediction_type": PREDICTIONS[prediction], "num_train_timesteps": 1000}
+    config |= {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
+    return config | {"set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading"}
 
 
-def tokenizer_files(pad):
+def tokenizer_files(pad: int) -> dict[str, str]:
     """Return {file name: text} of a CLIPTokenizer with open_clip's vocabulary. pad: 49407, the end token, or 0, the "!".
 
     A "!" at the end of a word is not taken for padding (single_word); transformers takes one that stands alone for it.

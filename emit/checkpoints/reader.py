@@ -1,204 +1,110 @@
 """Read public and own files and folders, strictly: every tensor is used or named as dropped, every parameter filled."""
 
 import json
-from dataclasses import dataclass, replace
+import math
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
+from torch import Tensor, nn
 
 from emit.checkpoints import configs, recognise
-from emit.checkpoints.recognise import EXPECTED
+from emit.checkpoints.names import from_diffusers
 from emit.checkpoints.safe_pickle import read_pickle
+from emit.checkpoints.sizes import KEYS, network, public_sizes, stated_sizes, version_of
 from emit.errors import InputError
 
 NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-FOLDERS = ("unet", "vae", "text_encoder", "controlnet")
-FOREIGN_FOLDERS = {"transformer": "a Stable Diffusion 3 or Flux folder", "text_encoder_2": "an SD-XL folder"}
+FOLDERS = {"unet": "unet", "vae": "vae", "text": "text_encoder", "controlnet": "controlnet"}
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 ENDINGS = ("safetensors", "fp16.safetensors", "bin", "fp16.bin")  # full precision before fp16, then pickle
-DESCENT = ("ancestry", "made_from")  # lists in our header
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds. Its tensors are views of the mapped file: fill one module with them, or clone them.
+    """What a file or folder holds. Its tensors are views of the mapped file: fill one module with them, or clone them.
 
-    layout: "single", "bare" or "diffusers".  version: "sd1", "sd2", "sd" (an autoencoder: the same in both) or "emit".
-    parts: {"unet", "vae", "text", "controlnet", "hed" or "hed_v11": {our name: tensor}}.  sizes: {part: those deduced}.
-    dropped: what was left out.  header: our JSON header, {} in public files.  config: the sizes it states, or those
-    deduced, and "prediction" where it is known.  ema: whether the UNet is the moving average (EMA), None without a choice.
+    parts: {"unet", "vae", "text", "controlnet", "hed" or "hed_v11": {our name: tensor}}.  sizes: {part: its sizes}.
+    dropped: what was left out.  header: our JSON header, {} in public files.  prediction: "eps", "v" or None, unknown.
+    ema: whether the UNet is the moving average (EMA), None where the file leaves no choice.
     """
 
-    layout: str
-    version: str
     parts: dict
     sizes: dict
     dropped: list
     header: dict
-    config: dict
-    files: list
     ema: bool | None
+    prediction: str | None
 
     @property
-    def prediction(self):
-        """Return "eps", "v" or "unknown" (Stable Diffusion 2 files have the same names for both)."""
-        return self.config.get("prediction", "unknown")
-
-    @property
-    def dtype(self):
-        """Name the number format, or all of them where they are mixed."""
-        dtypes = {tensor.dtype for tensors in self.parts.values() for tensor in tensors.values()}
-        return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+    def config(self) -> dict:
+        """Return sizes and prediction as the header of our own files states them; the ControlNet's are the UNet's."""
+        config = {key: asdict(self.sizes[part]) for part, key in KEYS.items() if part in self.sizes}
+        return config | ({"prediction": self.prediction} if self.prediction else {})
 
 
-def read(path, ema=False, prediction=None):
-    """Read a file or a diffusers folder into a Checkpoint, recognised by its content.
+def read(path: str | Path, ema: bool = False, prediction: str | None = None) -> Checkpoint:
+    """Read a file or a diffusers folder (unet/, vae/, ..., or one of them), recognised by its content.
 
     ema: take the UNet from `model_ema.*` instead. prediction: "eps" or "v", given by the user for files that do not say
     it; Stable Diffusion 1 files that do not are "eps". Raises InputError, in one line, for anything that is not whole,
     and where statements of the prediction contradict each other.
     """
     path = Path(path)
-    if ema and path.is_dir():
-        raise InputError(f"{path}: a folder holds no EMA beside the weights; read it without EMA")
-    checkpoint = read_folder(path) if path.is_dir() else interpret(path, [path], ema)
-    stated = {"its header says": checkpoint.header.get("config", {}).get("prediction")}
-    stated |= {"its scheduler says": configs.prediction_of(path), "--prediction is": prediction}
-    stated = {source: value for source, value in stated.items() if value is not None}
-    if len(set(stated.values())) > 1:
-        statements = ", ".join(f"{source} {value}" for source, value in stated.items())
-        raise InputError(f"{path}: {statements}; give another file, or --prediction only where the file says nothing")
-    settled = next(iter(stated.values()), "eps" if checkpoint.version == "sd1" else None)
-    config = {name: value for name, value in checkpoint.config.items() if name != "prediction"}
-    if "unet" in config and settled:
-        config["prediction"] = settled
-    return replace(checkpoint, config=config)
-
-
-def read_tensors(path):
-    """Return {name: tensor}, the safetensors metadata ({} for a pickle) and remarks, whatever the file's name."""
-    try:
-        with open(path, "rb") as file:
-            kind = kind_of(file.read(512))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); {EXPECTED}") from error
-    if kind == "pickle":
-        tensors, remarks = read_pickle(path)
-        return tensors, {}, remarks
-    if kind != "safetensors":
-        raise InputError(f"{path}: {kind}; {EXPECTED}")
-    try:
-        with safe_open(path, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}, []  # noqa: SIM118
-    except (SafetensorError, RuntimeError) as error:
-        raise InputError(f"{path}: a damaged or truncated safetensors file ({error}); fetch it again") from error
-
-
-def kind_of(head):
-    """Tell the kind of a file from its first 512 bytes: "safetensors", "pickle", or words for an error message."""
-    if head.startswith(b"version https://git-lfs"):
-        return "a Git-LFS pointer, not the file it stands for (git lfs pull fetches that)"
-    if head[8:9] == b"{":
-        return "safetensors"
-    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
-        return "pickle"
-    readable = all(byte >= 32 or byte in b"\t\n\r" for byte in head)
-    return "an empty file" if not head else "a text file" if readable else "a file of unknown kind"
-
-
-def header_of(path, metadata):
-    """Return our JSON header out of safetensors metadata, {} where there is none; its format and values are checked."""
-    try:
-        header = json.loads(metadata.get("emit", "{}"))
-    except json.JSONDecodeError:
-        header = None
-    lists = [header.get(key, []) for key in DESCENT] if isinstance(header, dict) else [None]
-    if not all(isinstance(entries, list) for entries in lists):
-        raise InputError(f"{path}: its header is damaged; fetch or write the file again")
-    if header and header.get("format") != configs.FORMAT:
-        written = f"in format {header['format']}" if "format" in header else "before formats had numbers"
-        raise InputError(f"{path}: written {written}, this version reads format {configs.FORMAT}; write the file anew")
-    configs.check(path, header.get("config", {}))
-    return header
-
-
-def join_headers(headers):
-    """Return the first header that is not empty, with what all of them say of their descent, each entry once."""
-    joined = dict(next(filter(None, headers), {}))
-    for key in DESCENT:
-        entries = [entry for header in headers for entry in header.get(key, [])]
-        if entries:
-            joined[key] = [entry for place, entry in enumerate(entries) if entry not in entries[:place]]
-    return joined
-
-
-def read_folder(path):
-    """Join the parts of a diffusers folder (unet/, vae/, text_encoder/, controlnet/, or one of them) into one Checkpoint."""
-    for name, kind in FOREIGN_FOLDERS.items():
-        if (path / name).is_dir():
-            raise InputError(f"{path}: {kind}; {EXPECTED}")
-    whole = [read_part(path / name) for name in FOLDERS if (path / name).is_dir()] or [read_part(path)]
-    header = join_headers([one.header for one in whole])
-    parts, sizes, dropped, files, config = {}, {}, [], [], {}
-    for one in whole:
-        parts, sizes, dropped, files = parts | one.parts, sizes | one.sizes, dropped + one.dropped, files + one.files
-        for part in one.parts.keys() & recognise.KEYS.keys():  # each part's sizes are those of its own folder
-            key = recognise.KEYS[part]
-            hint = {"hint_channels": one.config[key]["hint_channels"]} if part == "controlnet" else {}
-            config[key] = {**config.get(key, one.config[key]), **hint}
-    version = recognise.version_of(sizes)
-    config = {"version": version, **header.get("config", {}), **config}
-    return Checkpoint(whole[0].layout, version, parts, sizes, dropped, header, config, files, None)
-
-
-def read_part(folder):
-    """Read one part: one file, or the shards that an index lists; what the weights do not show is in its config.json."""
-    index = next(iter(sorted(folder.glob("*.index*.json"))), None)
-    files, listed = shards(index) if index else ([weight_file(folder)], None)
-    checkpoint = interpret(folder, files, listed=listed)
-    if checkpoint.header or not (folder / "config.json").is_file():
-        return checkpoint
-    return replace(checkpoint, config=configs.refine(folder / "config.json", checkpoint.config))
+    parts, sizes, dropped, headers, average = {}, {}, [], [], None
+    for place in [path / name for name in FOLDERS.values() if (path / name).is_dir()] or [path]:
+        file = weight_file(place) if place.is_dir() else place
+        tensors, header = read_tensors(file)
+        named, left = recognise.sort(file, tensors, ema)
+        beside = configs.read_json(place / "config.json") if place.is_dir() else {}
+        for part, (naming, own) in named.items():
+            check_values(file, part, own)
+            sizes[part], parts[part] = match(file, part, naming, own, header.get("config", {}), beside)
+        if "unet" in named and any(name.startswith(recognise.EMA) for name in tensors):
+            average = ema
+        dropped, headers = dropped + left, [*headers, header]
+    if {"unet", "controlnet"} <= sizes.keys():
+        sizes["unet"] = replace(sizes["unet"], hint_channels=sizes["controlnet"].hint_channels)
+    header, ancestry = next(filter(None, headers), {}), [entry for one in headers for entry in one.get("ancestry", [])]
+    if ancestry:  # of every part, each entry once
+        header = header | {"ancestry": [entry for n, entry in enumerate(ancestry) if entry not in ancestry[:n]]}
+    prediction = settle_prediction(path, header, version_of(sizes), prediction)
+    return Checkpoint(parts, sizes, dropped, header, average, prediction)
 
 
 def weight_file(folder):
     """Return the weight file of a folder: full precision before fp16, safetensors before pickle."""
-    for ending in ENDINGS:
-        for stem in STEMS:
-            if (folder / f"{stem}.{ending}").is_file():
-                return folder / f"{stem}.{ending}"
-    raise InputError(f"{folder}: a folder without weights; {EXPECTED}")
+    names = [folder / f"{stem}.{ending}" for ending in ENDINGS for stem in STEMS]
+    file = next(filter(Path.is_file, names), None)
+    if file is None:
+        raise InputError(f"{folder}: a folder without weights; {recognise.EXPECTED}")
+    return file
 
 
-def shards(index):
-    """Return the files that an index lists, and the names in it."""
-    places = configs.read_json(index).get("weight_map")
-    places = places if isinstance(places, dict) else {}
-    files = [index.parent / Path(str(name)).name for name in sorted(set(places.values()))]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing or not files:
-        names = ", ".join(missing[:3])
-        raise InputError(f"{index}: {len(missing)} of {len(files)} shards missing ({names}); fetch the whole folder")
-    return files, set(places)
-
-
-def interpret(path, files, ema=False, listed=None):
-    """Read the files of one model or part into a Checkpoint. listed: the names that shards must have together."""
-    tensors, headers, remarks = {}, [], []
-    for file in files:
-        more, metadata, said = read_tensors(file)
-        tensors, headers, remarks = tensors | more, [*headers, header_of(file, metadata)], remarks + said
-    if listed is not None and listed != set(tensors):
-        different = sorted(listed ^ set(tensors))
-        raise InputError(f"{path}: {len(different)} tensors not as listed, such as {different[0]}; fetch it again")
-    parts, sizes, dropped, layout = recognise.sort(path, tensors, ema)
-    for part, own in parts.items():
-        check_values(path, part, own)
-    version, header = recognise.version_of(sizes), join_headers(headers)
-    config = {"version": version, **recognise.config_of(sizes), **header.get("config", {})}
-    choice = "unet" in parts and any(name.startswith(recognise.EMA) for name in tensors)
-    return Checkpoint(layout, version, parts, sizes, dropped + remarks, header, config, files, ema if choice else None)
+def read_tensors(path):
+    """Return {name: tensor} and our header, {} where there is none, whatever the file's name."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64)
+        if head.startswith(b"version https://git-lfs"):
+            raise ValueError("a Git-LFS pointer: git lfs pull fetches the file that it stands for")
+        if head[8:9] != b"{":
+            return read_pickle(path), {}
+        with safe_open(path, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            header = json.loads((opened.metadata() or {}).get("emit", "{}"))
+    except Exception as error:  # what a damaged file raises is anything
+        reason = getattr(error, "strerror", None) or shorten(str(error), 120) or type(error).__name__
+        raise InputError(f"{path}: cannot be read ({reason}); {recognise.EXPECTED}") from error
+    kinds = {"config": dict, "ancestry": list}
+    if not isinstance(header, dict) or not all(isinstance(header.get(key, kind()), kind) for key, kind in kinds.items()):
+        raise InputError(f"{path}: its header is damaged; fetch or write the file again")
+    if header and header.get("format") != configs.FORMAT:
+        written = f"in format {header['format']}" if "format" in header else "before formats had numbers"
+        raise InputError(f"{path}: written {written}, this version reads format {configs.FORMAT}; write the file anew")
+    return tensors, header
 
 
 def check_values(path, part, tensors):
@@ -210,16 +116,55 @@ def check_values(path, part, tensors):
             raise InputError(f"{path}: {part}: {name} holds NaN or infinity; take a file from before training failed")
 
 
-def fill(module, tensors, path, part):
+def match(path, part, naming, tensors, stated=(), beside=()):
+    """Return a part's sizes and {our name: tensor}. stated: the header's config; beside: config.json; else it is public.
+
+    Raises InputError unless the network of these sizes has these tensors, by name and shape.
+    """
+    try:
+        if KEYS.get(part) in stated:
+            sizes = stated_sizes(part, stated[KEYS[part]])
+        else:
+            sizes = configs.read_config(part, beside) if beside else public_sizes(part, tensors)
+        if part == "vae" and not 0 < sizes.scale < math.inf:
+            raise ValueError(f"scale is {sizes.scale}")
+        tensors = from_diffusers(part, sizes, tensors) if naming == "diffusers" else tensors
+        empty = network(part, sizes)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else shorten(str(error), 200)
+        raise InputError(f"{path}: {part} has no valid sizes: {reason}; {recognise.EXPECTED}") from error
+    load(empty, tensors, path, part)
+    return sizes, {name: tensors[name] for name in empty.state_dict()}
+
+
+def load(module, tensors, path, part):
+    """Let a module's parameters be these tensors. Raises InputError where a name or shape differs."""
+    try:
+        module.load_state_dict(tensors, strict=True, assign=True)
+    except RuntimeError as error:
+        raise InputError(f"{path}: {part} does not fit: {shorten(str(error), 300)}; {recognise.EXPECTED}") from error
+
+
+def settle_prediction(path, header, version, prediction):
+    """Return "eps" or "v"; None where nothing states it (Stable Diffusion 2 files have the same names for both)."""
+    file = path / "scheduler" / "scheduler_config.json"
+    scheduler = configs.read_json(file).get("prediction_type", "epsilon") if file.is_file() else None
+    scheduler = {theirs: ours for ours, theirs in configs.PREDICTIONS.items()}.get(scheduler, scheduler)
+    stated = {"its header says": header.get("config", {}).get("prediction")}
+    stated |= {"its scheduler says": scheduler, "--prediction is": prediction}
+    stated = {source: value for source, value in stated.items() if value is not None}
+    if len(set(stated.values())) > 1 or not configs.PREDICTIONS.keys() >= set(stated.values()):
+        statements = ", ".join(f"{source} {value}" for source, value in stated.items())
+        raise InputError(f"{path}: {statements}; give a file that says eps or v, and --prediction only where none does")
+    return next(iter(stated.values()), "eps" if version == "sd1" else None)
+
+
+def fill(module: nn.Module, tensors: dict[str, Tensor], path: str | Path, part: str) -> nn.Module:
     """Give every parameter of a module (it may be on the meta device) its tensor, cast to the module's number format.
 
     Strict: raises InputError where a name or shape differs. Without a cast the module works on the mapped file itself,
     which stays as it is: a page that training changes becomes a private copy.
     """
     own = module.state_dict()
-    recognise.compare(path, part, tensors, own)
-    cast = {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}
-    if not any(tensor.is_meta for tensor in own.values()):
-        cast = {name: tensor.to(own[name].device) for name, tensor in cast.items()}
-    module.load_state_dict(cast, strict=True, assign=True)
+    load(module, {name: tensor.to(own.get(name, tensor).dtype) for name, tensor in tensors.items()}, path, part)
     return module

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from emit import checkpoints
+from emit.checkpoints.configs import FORMAT
+from emit.checkpoints.reader import FOLDERS
 from emit.model import EmitDiff, Sizes
 from emit.networks.text import TextConfig
 from emit.networks.unet import UNetConfig
@@ -30,12 +33,10 @@ SD2 = Sizes(
     ),
     vae=VAE,
     text=TextConfig(width=40, layers=23, heads=4, quick_gelu=False, pad=0),
-    version="sd2",
     prediction="v",
 )
 SIZES = {"sd1": SD1, "sd2": SD2, "quiet": SD1}
 TEXT_PREFIX = {"sd1": "cond_stage_model.transformer.text_model.", "sd2": "cond_stage_model.model."}
-FOLDERS = {"unet": "unet", "vae": "vae", "text": "text_encoder", "controlnet": "controlnet"}
 
 
 def read_golden(name):
@@ -80,9 +81,15 @@ def tables(kind):
     return {**read_golden(f"unet_{kind}")[1], **read_golden(f"vae_{vae}")[1], **read_golden(f"text_{text}")[1]}
 
 
+def header(kind):
+    """Return the header that states a kind's sizes: these files have public names, and not the public sizes."""
+    parts = {part: asdict(getattr(SIZES[kind], part)) for part in ("unet", "vae", "text")}
+    return {"emit": json.dumps({"config": parts, "format": FORMAT})}
+
+
 def write_original(folder, kind):
     """Write one file as Stable Diffusion's authors do, with what a reader must drop, and a ControlNet's own file."""
-    rows, quiet, version = tables(kind), kind == "quiet", SIZES[kind].version
+    rows, quiet, version = tables(kind), kind == "quiet", "sd2" if kind == "sd2" else "sd1"
     tensors = {f"model.diffusion_model.{n}": t for n, t in original("unet", rows["unet"], quiet).items()}
     tensors |= {f"first_stage_model.{n}": t for n, t in original("vae", rows["vae"], quiet).items()}
     text = (in_diffusers if version == "sd1" else original)("text", rows["text"])
@@ -92,9 +99,9 @@ def write_original(folder, kind):
         tensors[f"{TEXT_PREFIX['sd1']}embeddings.position_ids"] = torch.arange(77)[None]
     else:
         tensors[f"{TEXT_PREFIX['sd2']}logit_scale"] = torch.ones(())
-    save_file(tensors, folder / "model.safetensors")
+    save_file(tensors, folder / "model.safetensors", header(kind))
     control = original("controlnet", rows["controlnet"], quiet)
-    save_file({f"control_model.{n}": t for n, t in control.items()}, folder / "control.safetensors")
+    save_file({f"control_model.{n}": t for n, t in control.items()}, folder / "control.safetensors", header(kind))
     return [folder / "model.safetensors", folder / "control.safetensors"]
 
 
@@ -105,7 +112,7 @@ def write_diffusers(folder, kind):
         if part == "text":
             tensors = {f"text_model.{n}": t for n, t in tensors.items() if "layers.23." not in n}
         (folder / FOLDERS[part]).mkdir()
-        save_file(tensors, folder / FOLDERS[part] / "diffusion_pytorch_model.safetensors")
+        save_file(tensors, folder / FOLDERS[part] / "diffusion_pytorch_model.safetensors", header(kind))
     return [folder]
 
 
