@@ -17,6 +17,7 @@ import torch
 
 from emit import errors
 from emit.data.cases import read_cases
+from emit.data.edges import HINTS
 from emit.data.similarity import join_near_duplicates
 from emit.data.splits import make_splits, read_splits, select, write_splits
 from emit.errors import InputError
@@ -138,10 +139,13 @@ def read_description(path):
     try:
         content = json.loads(Path(path).read_text())
         about = {name: tuple(value) if isinstance(value, list) else value for name, value in content["set"].items()}
-        return SetSettings(**about | {"data": Path(about["data"])}), {name: content["run"][name] for name in TAKEN_OVER}
+        run = {name: content["run"][name] for name in TAKEN_OVER}
+        if run["hint"] not in (None, *HINTS):
+            raise ValueError(f"unknown hint {run['hint']}")
+        return SetSettings(**about | {"data": Path(about["data"])}), run
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a folder of stage 2 or of the generator") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path}: is damaged ({error!r}); write it anew") from error
 
 

@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import sys
+from pathlib import Path
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # Ctrl-C, and what clusters send
 
@@ -45,7 +46,9 @@ def _receive(number, frame):
 
 def program():
     """Return the words that started this program, such as ["python", "-m", "emit.generate"], without its flags."""
-    return ["python", *sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]]
+    words = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]
+    installed = len(words) == 1 and not words[0].endswith(".py")  # a command that pip put on the path
+    return [Path(words[0]).name] if installed else ["python", *words]
 
 
 def run(main, again="--resume"):

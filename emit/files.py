@@ -41,6 +41,9 @@ def write_atomic(path, write):
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)  # so that a crash of the machine cannot undo the rename
+        os.close(folder)
     except (OSError, RuntimeError) as error:  # torch.save meets a full disk with a RuntimeError
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InputError(f"{path}: could not be written ({reason}); free space or choose another folder") from error
