@@ -117,6 +117,8 @@ def dice_ce_loss(logits: Tensor, mask: Tensor) -> Tensor:
     too), averaged over pixels.
     logits: (B, K, H, W); mask: (B, H, W), whole numbers 0..K-1. Departure: the authors' Dice is per image.
     """
+    if mask.shape != (len(logits), *logits.shape[2:]):  # it would be broadcast in silence
+        raise ValueError(f"dice_ce_loss: a mask {tuple(mask.shape)} does not belong to logits {tuple(logits.shape)}")
     log_probability = F.log_softmax(logits.float(), dim=1)
     target = F.one_hot(mask.long(), logits.shape[1]).movedim(-1, 1).to(log_probability)  # (B, H, W) -> (B, K, H, W)
     cross_entropy = -(target * log_probability).sum() / mask.numel()
