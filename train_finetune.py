@@ -18,7 +18,7 @@ from emit.dataset import TAKEN_OVER, check_size, choose_folds, open_set, write_s
 from emit.diffusion.objective import loss_by_quartile
 from emit.files import check_room
 from emit.ledger import join, open_ledger
-from emit.model import EmitDiff, drop_captions, find_edges, load_hed
+from emit.model import EmitDiff, drop_captions, find_edges, hed_side, load_hed
 from emit.probes import choose_fixed, condition_losses, save_samples
 from emit.seeds import generator
 from emit.training import distributed
@@ -35,6 +35,7 @@ class Settings(RunSettings):
     controlnet: Path | None = setting(None, "[choice] in --model", help="a ControlNet file of its own to start from")
     prediction: Literal["eps", "v"] | None = setting(None, "[choice] as --model says", help="what its UNet predicts")
     hed: Path = setting(source="[choice] stage 1's", help="HED weights")
+    hed_size: int | None = setting(None, "[choice] --size; public HED 256 or more", help="longer side that HED sees", low=16)
     out: Path = setting(source="[choice] your folder", help="the run folder, new or with --resume")
     fold: str = setting("all", "[paper] one model per fold", help="all, or one fold number")
     size: int = setting(64, "[choice] CPU minutes; [authors' code]: 384", paper=384, help="side of the images in pixels", low=16)
@@ -54,15 +55,15 @@ class Settings(RunSettings):
 
 def train_fold(model, hed, cases, classes, settings, folder):
     """Fine-tune the model's ControlNet on the cases; return pictures, hints, and losses with right and wrong conditions."""
-    pictures = TrainingImages(cases, settings.size)
-    edges = Memo(lambda image: find_edges(hed, image))
+    pictures = TrainingImages(cases, settings.size, settings.hed_size)
+    edges = Memo(lambda view: find_edges(hed, view, size=settings.size))
     model.requires_grad_(False)
     model.controlnet.requires_grad_(True)
     run = Run(folder, {"controlnet": model.controlnet}, settings)
 
     def condition(batch, rng):
         """Warp image, edge and mask together; return z_0 and hint."""
-        edge = edges(batch.indices, batch.image)
+        edge = edges(batch.indices, batch.view)
         image, edge, mask = random_warp(batch.image, edge, batch.mask, rng, settings.degrees, settings.crop)
         hint = make_hint(settings.hint, mask, edge, len(classes)).to(run.device)
         with torch.no_grad():
@@ -87,7 +88,7 @@ def train_fold(model, hed, cases, classes, settings, folder):
     run.finish()
 
     def hints(batch):
-        return make_hint(settings.hint, batch.mask, edges(batch.indices, batch.image), len(classes))
+        return make_hint(settings.hint, batch.mask, edges(batch.indices, batch.view), len(classes))
 
     return pictures, hints, probe()
 
@@ -98,9 +99,10 @@ def main():
     if len(settings.crop) != 2 or settings.crop[0] > settings.crop[1]:
         raise errors.InputError(f"--crop: is {','.join(map(str, settings.crop))}; give the smaller share, then the larger")
     device = distributed.start(settings.device)
+    hed, hed_header = load_hed(settings.hed)
+    settings = replace(settings, hed_size=settings.hed_size or hed_side(hed_header, settings.size))
     labelled = replace(open_set(settings.data), **{name: getattr(settings, name) for name in TAKEN_OVER})
     folds = choose_folds(settings.fold, labelled.splits)
-    hed, hed_header = load_hed(settings.hed)
     model, headers = EmitDiff.load(settings.model, settings.controlnet, prediction=settings.prediction)
     files = {"model": settings.model, "controlnet": settings.controlnet, "hed": settings.hed}
     ancestry = join(map(open_ledger, filter(None, files.values()), [*headers, hed_header]))

@@ -21,7 +21,7 @@ from emit.dataset import check_size
 from emit.diffusion.objective import loss_by_quartile
 from emit.files import check_room
 from emit.ledger import Ledger, join, open_ledger
-from emit.model import DEMO_HED, EmitDiff, demo_sizes, drop_captions, find_edges, load_hed
+from emit.model import DEMO_HED, EmitDiff, demo_sizes, drop_captions, find_edges, hed_side, load_hed
 from emit.networks.hed import HED, hed_loss
 from emit.probes import save_samples
 from emit.training import distributed
@@ -159,13 +159,15 @@ def main():
     settings = parse(Settings)
     device = distributed.start(settings.device)
     parts = choose_parts(settings)
-    pictures = TrainingImages(read_cases(settings.data, layout="radimagenet").cases, settings.size)
+    cases = read_cases(settings.data, layout="radimagenet").cases
     torch.manual_seed(settings.seed)  # of the initial weights; every later draw has its own generator
     hed, model, hed_ledger, ledger = open_networks(settings)
     check_size(settings.size, model.sizes)
+    view = settings.size if "hed" in parts else hed_side(hed_ledger.header, settings.size)
+    pictures = TrainingImages(cases, settings.size, view)
     model.to(device), hed.to(device)
     files = {"weights": settings.weights, "vae": settings.vae, "hed": settings.hed}
-    save_config(settings.out, settings, files, settings.data, [case.id for case in pictures.cases])
+    save_config(settings.out, settings, files, settings.data, [case.id for case in cases])
     if not settings.resume:
         unet = torch.nn.ModuleList([model.unet, model.text])  # trained together
         networks = {"hed": hed, "vae": model.vae, "unet": unet, "controlnet": model.controlnet}
@@ -178,10 +180,10 @@ def main():
             checkpoints.write_single(settings.out / "hed.safetensors", {"hed": hed.state_dict()}, hed_ledger.header)
     if "vae" in parts:
         train_autoencoder(model, pictures, settings)
-    latents, edges = model.latent_memo(), Memo(lambda image: find_edges(hed, image))
+    latents, edges = model.latent_memo(), Memo(lambda view: find_edges(hed, view, size=settings.size))
 
     def hints(batch):
-        return make_hint("hed", None, edges(batch.indices, batch.image), 2)
+        return make_hint("hed", None, edges(batch.indices, batch.view), 2)
 
     if "unet" in parts:
         train_diffusion(model, "unet", pictures, latents, hints, settings)

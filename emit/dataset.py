@@ -26,7 +26,7 @@ from emit.seeds import generator
 from emit.training.settings import Limited, parse, setting, to_plain
 
 DATASET, SPLITS = "set.json", "splits.json"  # dataset.json is nnU-Net's
-TAKEN_OVER = ("size", "hint", "real_cases", "seed")
+TAKEN_OVER = ("size", "hint", "hed_size", "real_cases", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +54,8 @@ class SetSettings(Limited):
 class LabelledSet:
     """cases: all Cases; classes: names, background first; splits: one Split per fold; about: how it was read.
 
-    Stage 2 adds: size in pixels; hint, a kind of `emit.data.edges.HINTS`; real_cases, how many training cases a fold keeps
-    (None: all), drawn by seed.
+    Stage 2 adds: size in pixels; hint, a kind of `emit.data.edges.HINTS`; hed_size, the longer side that HED sees;
+    real_cases, how many training cases a fold keeps (None: all), drawn by seed.
     """
 
     cases: list
@@ -64,6 +64,7 @@ class LabelledSet:
     about: SetSettings
     size: int | None = None
     hint: str | None = None
+    hed_size: int | None = None
     real_cases: int | None = None
     seed: int = 0
 

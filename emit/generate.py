@@ -9,6 +9,7 @@ or --n the last bits of its sums differ, which may turn a rounding by one grey l
 
 import contextlib
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,7 @@ from emit import checkpoints, errors
 from emit.compat import read_compat
 from emit.data.cache import TrainingImages
 from emit.data.edges import edge_agreement, make_hint
+from emit.data.geometry import LINEAR, fit
 from emit.data.prompts import add_phrase, draw_phrase, gray_sketch
 from emit.dataset import DATASET, choose_folds, open_set, read_description, write_set
 from emit.files import sha256, write_json
@@ -92,12 +94,12 @@ def plan(cases, settings):
 
 def generate_fold(model, hed, cases, labelled, settings, weights, folder):
     """Make every image of one fold that is not there whole; each line of the manifest is written after its files."""
-    manifest, pictures = folder / "manifest.jsonl", TrainingImages(cases, labelled.size)
+    manifest, pictures = folder / "manifest.jsonl", TrainingImages(cases, labelled.size, labelled.hed_size)
     lines = {(line["case"], line["index"]): line for line in read_manifest(folder) if is_whole(folder, line)}
     write_lines(manifest, lines.values())
     sampling = Sampling(**{f.name: getattr(settings, f.name) for f in fields(Sampling)})
     reading = {name: getattr(labelled.about, name) for name in ("layout", "window", "channel", "axis", "labels")}
-    shared = {"size": labelled.size, "hint": labelled.hint, "classes": labelled.classes, "reading": reading}
+    shared = {name: getattr(labelled, name) for name in ("size", "hint", "hed_size", "classes")} | {"reading": reading}
     shared |= {"sampling": asdict(sampling), "negative": settings.negative, "precision": settings.precision}
     shared |= {"weights": weights, "compat": read_compat(settings.compat, "emit.generate"), "synthetic": True}
     sources = {path: sha256(path) for path in {case.path for case in cases}}
@@ -108,11 +110,13 @@ def generate_fold(model, hed, cases, labelled, settings, weights, folder):
     with open(manifest, "a", buffering=1) as log, autocast:
         for chunk in tqdm(chunks, folder.name, unit="batch"):  # whole: a sum's last bits depend on what is computed beside it
             numbers, _, prompts, seeds = zip(*chunk, strict=True)
-            real, masks = pictures.read(numbers)
-            hint = make_hint(labelled.hint, masks, find_edges(hed, real), len(labelled.classes))
+            batch = pictures.batch(numbers)
+            real, masks, view = batch.image, batch.mask, batch.view
+            hint = make_hint(labelled.hint, masks, find_edges(hed, view, size=labelled.size), len(labelled.classes))
             images = model.generate(list(prompts), hint, seeds, labelled.size, sampling, settings.negative)
             grey = to_grey(images)  # (n, 3, S, S) -> (n, 1, S, S)
-            agreement = edge_agreement(find_edges(hed, grey.cpu()), hint[:, :1])
+            unframed = grey.cpu().masked_fill(fit(view, labelled.size, LINEAR, 0.0).isnan(), math.nan)
+            agreement = edge_agreement(find_edges(hed, unframed, labelled.hed_size), hint[:, :1])
             for row, (number, index, prompt, seed) in enumerate(chunk):
                 case = cases[number]
                 if (case.id, index) in lines:

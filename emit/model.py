@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from emit import checkpoints
 from emit.data.cache import Memo
+from emit.data.geometry import LINEAR, fit, resize
 from emit.diffusion.guidance import classifier_free, control_scales
 from emit.diffusion.objective import per_sample_loss
 from emit.diffusion.samplers import sample
@@ -85,11 +86,33 @@ def load_hed(path: str | Path) -> tuple[nn.Module, dict]:
     return checkpoints.fill(hed, file.parts[kind], path, kind).requires_grad_(False), file.header
 
 
+def hed_side(header: dict, size: int) -> int:
+    """Return the longer side of the pictures that HED should see, from its header and the training size.
+
+    Weights of stage 1 learned the training size; public ones photographs of some 400 pixels: at 64 they see a smear.
+    """
+    return size if header.get("ancestry") else max(size, 256)
+
+
 @torch.no_grad()
-def find_edges(hed: nn.Module, image: Tensor) -> Tensor:
-    """Run HED on grey images (B, 1, H, W) in [-1, 1]: edge probability (B, 1, H, W), on the images' device."""
-    device = next(hed.parameters()).device
-    return hed(image.expand(-1, 3, -1, -1).to(device)).float().to(image.device)  # (B, 3, H, W) -> (B, 1, H, W)
+def find_edges(hed: nn.Module, image: Tensor, side: int | None = None, size: int | None = None) -> Tensor:
+    """Run HED on grey images (B, 1, H, W) in [-1, 1]: edge probability (B, 1, H, W), on the images' device.
+
+    HED sees no frame: it runs on what lies inside of the pixels that are nan, and the edge of these is 0. side: the longer
+    side that HED sees, None: the image's own. size: the edges are made (B, 1, size, size) at the end, None: they are not.
+    """
+    device, edges, boxes = next(hed.parameters()).device, torch.zeros_like(image), {}
+    for row, inside in enumerate(~image[:, 0].isnan()):
+        if inside.any():  # nothing is left of a line a pixel high
+            places = inside.nonzero()  # (N, 2)
+            boxes.setdefault((*places.amin(0).tolist(), *(places.amax(0) + 1).tolist()), []).append(row)
+    for (top, left, bottom, right), rows in boxes.items():  # images with the same frame go together
+        picture = image[rows, :, top:bottom, left:right]
+        scale = side / max(picture.shape[-2:]) if side else 1
+        seen = resize(picture, [max(16, round(scale * length)) for length in picture.shape[-2:]])  # HED's least
+        edge = hed(seen.expand(-1, 3, -1, -1).to(device)).float().to(image.device)  # (B, 3, h, w) -> (B, 1, h, w)
+        edges[rows, :, top:bottom, left:right] = resize(edge, picture.shape[-2:])
+    return edges if size is None else fit(edges, size, LINEAR, 0.0)
 
 
 def to_grey(image: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Training images by index: read once, fitted to a square, kept in memory while they fit."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -33,12 +34,16 @@ class Memo:
 
 @dataclass(frozen=True)
 class Batch:
-    """B cases read: indices and cases, lists; image (B, 1, S, S) in [-1, 1]; mask (B, S, S) int64."""
+    """B cases read: indices and cases, lists; image (B, 1, S, S) in [-1, 1]; mask (B, S, S) int64.
+
+    view (B, 1, V, V): the image once more, as HED sees it: nan in the frame that made it a square.
+    """
 
     indices: list
     cases: list
     image: torch.Tensor
     mask: torch.Tensor
+    view: torch.Tensor | None = None
 
     @property
     def prompts(self):
@@ -48,26 +53,30 @@ class Batch:
 class TrainingImages:
     """The cases' images and masks at training size; the `data` of a training run.
 
-    A case without a mask has an empty one. hashes (N,) int64: the content hash of every picture that was read, 0 of the
-    others; the loop keeps them with its state, so that the ledger knows what a model has seen without a second reading.
+    A case without a mask has an empty one. view: side of the images for HED, 0: none.
+    hashes (N,) int64: the content hash of every picture that was read, 0 of the others; the loop keeps them with its
+    state, so that the ledger knows what a model has seen without a second reading.
     """
 
-    def __init__(self, cases, size):
-        self.cases, self.size = cases, size
+    def __init__(self, cases, size, view=0):
+        self.cases, self.size, self.view = cases, size, view
         self.hashes = torch.zeros(len(cases), dtype=torch.int64)
-        self.pairs = Memo(self._read)
+        self.rows = Memo(self._read)
 
     def __len__(self):
         return len(self.cases)
 
     def batch(self, indices: list[int], rng: torch.Generator | None = None) -> Batch:
         """Read a Batch (in the prefetching thread of a run)."""
-        return Batch(indices, [self.cases[i] for i in indices], *self.read(indices))
+        rows, sides = self.rows(indices), (self.size, self.size, self.view)
+        planes = rows.split([side * side for side in sides], dim=1)  # (B, 2 S S + V V) -> (B, S S), (B, S S), (B, V V)
+        image, mask, view = (plane.reshape(len(rows), 1, side, side) for plane, side in zip(planes, sides, strict=True))
+        return Batch(indices, [self.cases[i] for i in indices], image, mask[:, 0].round().long(), view)
 
     def read(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return images (B, 1, S, S) in [-1, 1] and masks (B, S, S) int64."""
-        pairs = self.pairs(indices)
-        return pairs[:, :1], pairs[:, 1].round().long()
+        batch = self.batch(indices)
+        return batch.image, batch.mask
 
     def image(self, indices):
         """Return images (B, 1, S, S) in [-1, 1]."""
@@ -78,6 +87,7 @@ class TrainingImages:
         image, mask = self.cases[index].load()
         hashed = content_hash(image)
         self.hashes[index] = hashed - 2**64 if hashed >= 2**63 else hashed  # the same 64 bits, signed
-        image = fit(image, self.size, LINEAR, -1.0)
-        mask = torch.zeros_like(image) if mask is None else fit(mask, self.size, NEAREST, 0).float()
-        return torch.stack([image, mask])[None]
+        fitted = fit(image, self.size, LINEAR, -1.0)
+        mask = torch.zeros_like(fitted) if mask is None else fit(mask, self.size, NEAREST, 0).float()
+        views = [fit(image, self.view, LINEAR, math.nan)] if self.view else []
+        return torch.cat([plane.flatten() for plane in (fitted, mask, *views)])[None]

@@ -14,7 +14,7 @@ def fit(array, size, order, fill):
 
     array: (H, W) or (C, H, W), numpy or tensor; returns a tensor. order: NEAREST keeps labels and dtype; LINEAR is
     bilinear, averaged over the covered area (antialiased) when it shrinks, and returns floating point.
-    fill: -1 for images in [-1, 1], 0 for edges and masks.
+    fill: -1 for images in [-1, 1], 0 for edges and masks; nan marks every pixel that is not wholly of the picture.
     """
     tensor = torch.as_tensor(array)
     height, width = tensor.shape[-2:]
@@ -24,7 +24,7 @@ def fit(array, size, order, fill):
     if order == NEAREST:
         resized = F.interpolate(planes.float(), (size, size), mode="nearest-exact").to(tensor.dtype)
     else:
-        resized = _resize(planes if planes.is_floating_point() else planes.float(), size)
+        resized = resize(planes if planes.is_floating_point() else planes.float(), size)
     return resized.reshape(*tensor.shape[:-2], size, size)
 
 
@@ -36,8 +36,13 @@ def unfit(logits, shape):
     height, width = shape
     side, top, left = _square(height, width)
     size = logits.shape[-1]
-    square = _resize(logits.reshape(1, -1, size, size), side)[..., top : top + height, left : left + width]
+    square = resize(logits.reshape(1, -1, size, size), side)[..., top : top + height, left : left + width]
     return square.reshape(*logits.shape[:-2], height, width)
+
+
+def resize(planes, size):
+    """Resize (B, C, H, W), antialiased bilinear, to size: (H, W), or one number for a square."""
+    return F.interpolate(planes, size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def draw_uniform(low, high, like, rng):
@@ -89,7 +94,3 @@ def random_warp(image, edge, mask, rng, degrees=20.0, window=(0.75, 1.05)):
 def _square(height, width):
     side = max(height, width)
     return side, (side - height) // 2, (side - width) // 2
-
-
-def _resize(planes, size):
-    return F.interpolate(planes, (size, size), mode="bilinear", align_corners=False, antialias=True)

@@ -39,7 +39,7 @@ def test_rows_are_computed_once_while_they_fit_and_once_a_call_beyond():
 def test_a_batch_beyond_the_limit_is_decoded_once(monkeypatch):
     asked = []
     pictures = TrainingImages(make_cases(4, asked), 8)
-    pictures.pairs.room = 0
+    pictures.rows.room = 0
     batch = pictures.batch([2, 1])
     assert asked == [2, 1]
     assert batch.image.shape == (2, 1, 8, 8) and batch.mask.tolist() == torch.tensor([0, 1]).view(2, 1, 1).expand(2, 8, 8).tolist()
