@@ -1,7 +1,7 @@
 """Public Stable Diffusion files in, public files out.
 
-recognise.py says what a file is, names.py renames its tensors, sizes.py and configs.py know their sizes, reader.py and
-safe_pickle.py read it, writer.py writes it. `python -m emit.checkpoints inspect FILE` looks into one.
+recognise.py says what a file is, names.py renames its tensors, sizes.py and configs.py know their sizes, reader.py,
+safe_pickle.py and keras.py read it, writer.py writes it. `python -m emit.checkpoints inspect FILE` looks into one.
 """
 
 from emit.checkpoints.reader import Checkpoint, fill, read

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from emit.checkpoints import configs, recognise
+from emit.checkpoints.keras import read_keras
 from emit.checkpoints.names import from_diffusers
 from emit.checkpoints.safe_pickle import read_pickle
 from emit.checkpoints.sizes import KEYS, network, public_sizes, stated_sizes, version_of
@@ -90,6 +91,8 @@ def read_tensors(path):
             head = file.read(64)
         if head.startswith(b"version https://git-lfs"):
             raise ValueError("a Git-LFS pointer: git lfs pull fetches the file that it stands for")
+        if head.startswith(b"\x89HDF"):
+            return read_keras(path), {}
         if head[8:9] != b"{":
             return read_pickle(path), {}
         with safe_open(path, framework="pt") as opened:
