@@ -38,12 +38,12 @@ def take(step, before=0, eta=0.0, prediction="eps"):
     """Return (z_t, eps, noise, ab_t, ab_prev) -> z_prev, with as many estimates before it that say the same z_0 and eps."""
 
     def taken(z, eps, noise, ab_t, ab_prev):
-        z_0 = eps_to_z0(z, eps, ab_t)
-        now, *earlier = (
-            Estimate(q_sample(z_0, ab, eps), eps if prediction == "eps" else to_v(z_0, eps, ab), ab, prediction)
-            for ab in (0.9**i * ab_t for i in range(1 + before))
-        )
-        return step(replace(now, z_t=z), earlier, ab_prev, eta, noise)
+        now = Estimate(z, eps if prediction == "eps" else to_v(eps_to_z0(z, eps, ab_t), eps, ab_t), ab_t, prediction)
+        earlier = []
+        for ab in (0.9**i * ab_t for i in range(1, 1 + before)):
+            state = q_sample(now.z0_hat, ab, eps)
+            earlier.append(Estimate(state, eps if prediction == "eps" else to_v(now.z0_hat, eps, ab), ab, prediction))
+        return step(now, earlier, ab_prev, eta, noise)
 
     return taken
 
