@@ -60,7 +60,7 @@ STEPS = {
     "ddim 1": take(ddim_step, eta=1.0),
     "dpmpp first order": take(dpmpp_2m_step),
     "dpmpp second order": take(dpmpp_2m_step, 1),
-    **{f"plms after {before}": take(plms_step, before) for before in range(4)},
+    **{f"plms after {before}": take(plms_step, before) for before in (0, 3)},
     "plms again": again,
 }
 
