@@ -88,11 +88,12 @@ def open_networks(settings):
     else:
         model, (header,) = EmitDiff.load(settings.weights, prediction=settings.prediction)
     if settings.vae is not None:
-        other, (header,) = EmitDiff.load(settings.vae, parts=["vae"])
-        if replace(other.sizes.vae, scale=1.0) != model.sizes.vae:
+        file = checkpoints.read(settings.vae)
+        header, sizes = file.header, file.sizes.get("vae")
+        if sizes is None or replace(sizes, scale=1.0) != model.sizes.vae:
             words = "holds no autoencoder of the demo's sizes; give stage 1's, of the same --size and without --weights"
             raise errors.InputError(f"{settings.vae}: {words}")
-        model.vae = other.vae
+        checkpoints.fill(model.vae, file.parts["vae"], settings.vae, "vae").scale = sizes.scale
     return hed, model, open_ledger(settings.hed, hed_header), open_ledger(settings.vae or settings.weights, header)
 
 

@@ -10,7 +10,7 @@ or --n the last bits of its sums differ, which may turn a rounding by one grey l
 import contextlib
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +25,7 @@ from emit.data.edges import edge_agreement, make_hint
 from emit.data.geometry import LINEAR, fit
 from emit.data.prompts import add_phrase, draw_phrase, gray_sketch
 from emit.dataset import DATASET, choose_folds, open_set, read_description, write_set
+from emit.diffusion.samplers import SAMPLERS
 from emit.files import sha256, write_json
 from emit.generated import find_fault, is_whole, read_manifest, save_pictures, to_bytes
 from emit.ledger import join, open_ledger
@@ -48,10 +49,14 @@ class Settings(Limited):
     data: Path | None = setting(None, "[choice] stage 2's", help="the labelled images, if they were moved", may_change=True)
     fold: str = setting("all", "[paper] one model per fold", help="all, or one fold number", may_change=True)
     n: int = setting(3, "[choice] seconds; [authors' code]: 50", paper=50, help="images per training case", may_change=True, low=1)
-    method: Literal["ddim", "ddpm", "dpmpp_2m"] = setting("ddim", "[authors' code]", help="sampler")
+    method: Literal["ddim", "ddpm", "dpmpp_2m", "plms", "euler", "euler_ancestral"] = setting(
+        "ddim", "[authors' code]", help="sampler"
+    )
     steps: int = setting(12, "[choice] seconds; [authors' code]: 20", paper=20, help="denoising steps", low=1, high=1000)
     eta: float = setting(0.0, "[authors' code]", help="DDIM's noise, 0 to 1", low=0, high=1)
-    spacing: Literal["trailing", "leading"] = setting("trailing", "[choice] starts at the noisiest t", help="kept timesteps")
+    spacing: Literal["trailing", "leading", "linspace"] | None = setting(
+        None, "[choice] trailing, from the noisiest t; [SD 1.5] plms: leading, euler: linspace", help="kept timesteps"
+    )
     guidance: float = setting(2.0, "[choice] see docs/paper.md; [authors' code]: 9", paper=9.0, help="guidance weight")
     guided: Literal["text", "text+hint"] = setting("text+hint", "[choice] docs/paper.md", paper="text", help="what guidance drives")
     strength: float = setting(1.0, "[authors' code]", help="control strength")
@@ -146,6 +151,7 @@ def generate_fold(model, hed, cases, labelled, settings, weights, folder):
 def main():
     """Generate every fold that is asked for, once for each value of a sweep."""
     settings = parse(Settings)
+    settings = replace(settings, spacing=settings.spacing or SAMPLERS[settings.method].spacing)
     if settings.eta and settings.method != "ddim":
         raise errors.InputError(f"--eta: is DDIM's, and --method is {settings.method}; leave one of them out")
     if settings.spacing == "leading" and settings.steps == 1000:

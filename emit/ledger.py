@@ -76,9 +76,12 @@ def join(ledgers):
     return joined
 
 
-def open_ledger(path: Path, header: dict) -> Ledger:
-    """Return the Ledger of a file with this header. Raises InputError where a list is missing, damaged or another."""
-    path, lists = Path(path).absolute(), {}
+def open_ledger(path: Path | None, header: dict) -> Ledger:
+    """Return the Ledger of a file with this header; an empty one without a file.
+
+    Raises InputError where a list is missing, damaged or another.
+    """
+    path, lists = Path(path or ".").absolute(), {}
     try:
         entries = [{name: entry[name] for name in ("stage", "cases", "hashes")} for entry in header.get("ancestry", [])]
     except (AttributeError, KeyError, TypeError) as error:

@@ -135,7 +135,7 @@ class Sampling:
     guided: str = "text+hint"
     strength: float = 1.0
     guess_mode: str | None = None
-    spacing: str = "trailing"
+    spacing: str | None = None  # the method's own
 
 
 class EmitDiff(nn.Module):
@@ -176,6 +176,7 @@ class EmitDiff(nn.Module):
     def losses(self, z_0: Tensor, t: Tensor, eps: Tensor, prompts: list, hint: Tensor | None = None) -> Tensor:
         """Return each sample's simple loss (B,): || eps - eps_hat ||^2 per dimension, or of v where v is predicted."""
         ab = self.schedule.at(t)  # (B,) -> (B, 1, 1, 1)
+        self.schedule.check(self.sizes.prediction)
         z_t, target = q_sample(z_0, ab, eps), eps if self.sizes.prediction == "eps" else to_v(z_0, eps, ab)
         return per_sample_loss(target, self.network_output(z_t, t, self.contexts(prompts), hint))
 
@@ -225,14 +226,13 @@ class EmitDiff(nn.Module):
         other_hint = hint if sampling.guided == "text" else None
         scales = control_scales(sampling.strength, len(self.unet.input_blocks) + 1, sampling.guess_mode)
 
-        def denoise(z_t, t):
-            eps = self.predict(z_t, t, context, hint, scales)
+        def denoise(z_t, t):  # the guided network output, eps or v
+            out = self.network_output(z_t, t, context, hint, scales)
             if sampling.guidance == 1:  # the unconditional half would cancel: half the time
-                return eps
-            return classifier_free(self.predict(z_t, t, unconditional, other_hint, scales), eps, sampling.guidance)
+                return out
+            return classifier_free(self.network_output(z_t, t, unconditional, other_hint, scales), out, sampling.guidance)
 
-        t_end = 0 if sampling.spacing == "leading" else -1  # the public convention ends at alpha_bar[0]
-        how = {"method": sampling.method, "eta": sampling.eta, "spacing": sampling.spacing, "t_end": t_end}
+        how = {"method": sampling.method, "eta": sampling.eta, "spacing": sampling.spacing, "prediction": self.sizes.prediction}
         z_0 = sample(denoise, noise(), self.schedule, sampling.steps, noise=noise, **how)
         decoded = self.vae.decode(z_0).float()  # (B, z_channels, h, w) -> (B, 3, size, size)
         return decoded.clamp(-1, 1).masked_fill(~decoded.isfinite(), math.nan)  # an overflow must not look like white

@@ -19,7 +19,7 @@ NAMES, RECOGNISE, READER, WRITER, CONFIGS, SIZES, COMMAND = (
 BAD, TRIPS, DESCENT, PUBLIC = (f"tests/checkpoints/test_{name}.py" for name in ("bad_files", "roundtrips", "descent", "manifests"))
 
 ROUND = "        return [round(T * (steps - i) / steps) - 1 for i in range(steps)]"
-NOISE_1 = "fresh = noise() if stochastic and t_prev >= 0 else torch.zeros_like(z_t)"
+NOISE_1 = "fresh = noise() if eta > 0 and t_prev >= 0 else torch.zeros_like(z_t)"
 SIGMA = "sigma = eta * ((1 - ab_prev) / (1 - ab_t)).sqrt() * (1 - ab_t / ab_prev).sqrt()"
 FREQUENCIES = "torch.arange(half, dtype=torch.float32, device=t.device) / half"
 
@@ -83,7 +83,7 @@ MUTANTS = [
     (MODEL, "weight * states[different.index(text)]", "states[different.index(text)]", WHOLE),
     (MODEL, "return v_to_eps(z_t, out, self.schedule.at(t))", "return v_to_eps(z_t, out, self.schedule.at(t - 1))", GOLDEN),
     (MODEL, "else to_v(z_0, eps, ab)", "else to_v(eps, z_0, ab)", WHOLE),
-    (MODEL, "self.predict(z_t, t, unconditional, other_hint,", "self.predict(z_t, t, context, other_hint,", WHOLE),
+    (MODEL, "self.network_output(z_t, t, unconditional, other_hint,", "self.network_output(z_t, t, context, other_hint,", WHOLE),
     (MODEL, "vae=replace(self.sizes.vae, scale=self.vae.scale)", "vae=self.sizes.vae", WHOLE),
     (MODEL, "torch.rand(len(prompts), generator=rng) < rate", "torch.rand(len(prompts), generator=rng) > rate", WHOLE),
     (MODEL, "control_scales(sampling.strength,", "control_scales(1.0,", WHOLE),
@@ -98,22 +98,39 @@ MUTANTS = [
      FORWARD),
     (SCHEDULE, "towards_z_t = (1 - beta).sqrt() *", "towards_z_t = (1 - beta) *", FORWARD),
     (SCHEDULE, "combine((ab.sqrt(), z_t), (-(1 - ab).sqrt(), v))", "combine((ab.sqrt(), z_t), ((1 - ab).sqrt(), v))", FORWARD),
-    (SAMPLERS, "((1 - ab_prev - sigma**2).sqrt(), eps_hat)", "((1 - ab_prev).sqrt(), eps_hat)", STEPS),
-    (SAMPLERS, "((1 - ab_prev - sigma**2).sqrt(), eps_hat)", "(1 - ab_prev - sigma**2, eps_hat)", STEPS),
+    (SAMPLERS, "(1 - ab_prev - sigma**2).clamp(min=0).sqrt()", "(1 - ab_prev).sqrt()", STEPS),
+    (SAMPLERS, "(1 - ab_prev - sigma**2).clamp(min=0).sqrt()", "(1 - ab_prev - sigma**2).clamp(min=0)", STEPS),
     (SAMPLERS, SIGMA, SIGMA.replace("(1 - ab_t / ab_prev).sqrt()", "(1 - ab_t / ab_prev)"), STEPS),
     (SAMPLERS, "return mean + combine((variance.sqrt(), noise))", "return mean + combine((variance, noise))", STEPS),
-    (SAMPLERS, "combine((1 + 0.5 / r, z0_hat), (-0.5 / r,", "combine((1 + 0.5 * r, z0_hat), (-0.5 * r,", STEPS),
+    (SAMPLERS, "combine((1 + 0.5 / r, now.z0_hat), (-0.5 / r,", "combine((1 + 0.5 * r, now.z0_hat), (-0.5 * r,", STEPS),
     (SAMPLERS, ROUND, ROUND.replace(") - 1 for", ") - 2 for"), STEPS),
-    (SAMPLERS, "for t, t_prev in pairwise([*kept, t_end])", "for t, t_prev in ((t, max(t - 1, -1)) for t in kept)", LOOP),
-    (SAMPLERS, "pairwise([*kept, t_end])", "pairwise(kept)", LOOP),
+    (SAMPLERS, "pairwise([kept[0], *twice, *kept[1:], t_end])", "((t, max(t - 1, -1)) for t in kept)", LOOP),
+    (SAMPLERS, "*kept[1:], t_end])", "*kept[1:]])", LOOP),
     (SAMPLERS, NOISE_1, NOISE_1.replace("t_prev >= 0", "True"), LOOP),
-    (SAMPLERS, "ab_t, ab_prev = schedule.at(t), schedule.at(t_prev)", "ab_t, ab_prev = schedule.at(t), schedule.at(max(t_prev, 0))",
+    (SAMPLERS, "ab_prev = schedule.at(t_prev)", "ab_prev = schedule.at(max(t_prev, 0))",
      LOOP),
     (GUIDANCE, "eps_uncond + w * (eps_cond - eps_uncond)", "eps_cond + w * (eps_cond - eps_uncond)",
      "tests/diffusion/test_guidance.py"),
     (OBJECTIVE, "+ ratio - 1 - ratio.log())", "+ ratio - 1 + ratio.log())", BOUND),
     (OBJECTIVE, "large_variance(ab_t, ab_prev) if ab_prev == 1 else posterior_variance(ab_t, ab_prev)",
      "large_variance(ab_t, ab_prev)", BOUND),
+    (SAMPLERS, "37 / 24, -9 / 24", "36 / 24, -8 / 24", STEPS),
+    (SAMPLERS, "replace(start, out=combine((half, start.out), (half, now.out)))", "start", STEPS),
+    (SAMPLERS, 'twice = kept[1:2] if method == "plms" else []', "twice = []", LOOP),
+    (SAMPLERS, "        if t != t_prev:\n            before =", "        if True:\n            before =", LOOP),
+    (SAMPLERS, "before = [now, *before[:2]]", "before = [now, *before[:1]]", LOOP),
+    (SAMPLERS, "before and (ab_prev < 1).all()", "before", STEPS),
+    (SAMPLERS, '"ddpm": Sampler(ddpm_step, eta=1.0)', '"ddpm": Sampler(ddpm_step, eta=1.0, leading_end=0)', LOOP),
+    (SAMPLERS, '"euler_ancestral": Sampler(ddim_step, eta=1.0,', '"euler_ancestral": Sampler(ddim_step, eta=0.9,', LOOP),
+    (SAMPLERS, 'sampler.start_at_sigma and spacing != "leading"', "False", LOOP),
+    (SAMPLERS, "torch.linspace(T - 1, 0, steps, dtype=torch.float64).tolist()",
+     "torch.linspace(T - 1, 0, steps, dtype=torch.float64).round().int().tolist()", LOOP),
+    (SAMPLERS, "convert = v_to_z0 if", "convert = eps_to_z0 if", STEPS),
+    (SAMPLERS, ".clamp(min=0).sqrt()  # at ab_t", ".sqrt()  # at ab_t", LOOP),
+    (SAMPLERS, "    schedule.check(prediction)\n", "", LOOP),
+    (MODEL, "        self.schedule.check(self.sizes.prediction)\n", "", BOUND),
+    (SCHEDULE, "* root[0] / (root[0] - root[-1])", "/ (root[0] - root[-1])", FORWARD),
+    (SCHEDULE, "sigma = ((1 - self.alpha_bar) / self.alpha_bar).sqrt()", "sigma = (1 - self.alpha_bar) / self.alpha_bar", FORWARD),
     # the experiment
     ("emit/generate.py", '() if "one_seed" in deviations else (case.id,)', "(case.id,)", "tests/test_compat.py"),
     ("emit/data/prompts.py", '(0.95, "gray, sketch")', '(0.9, "gray, sketch")', "tests/test_compat.py"),

@@ -64,6 +64,7 @@ def variational_bound(
     The paper counts t = 1..T, we 0..T-1.  denoiser(z_t, t (B,)) -> eps; noise() -> like z_0, drawn anew for each t,
     each term one draw of its expectation; variance(ab_t, ab_prev) -> sigma_t^2.  Bits: divide by ln 2.
     """
+    schedule.check("eps")
     last = schedule.at(schedule.T - 1).to(z_0)
     prior = gaussian_kl(last.sqrt() * z_0, 1 - last, 0.0, 1.0).flatten(1).mean(1)  # (B, C, h, w) -> (B,)
     terms = []

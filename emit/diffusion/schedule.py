@@ -15,7 +15,7 @@ AlphaBar = float | Tensor  # a float, a 0-dim tensor or (B, 1, 1, 1)
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """alpha_bar_t = prod_{s <= t} (1 - beta_s) for t = 0..T-1: (T,) float64, on the CPU, falling within (0, 1)."""
+    """alpha_bar_t = prod_{s <= t} (1 - beta_s) for t = 0..T-1: (T,) float64, on the CPU, falling within [0, 1)."""
 
     alpha_bar: Tensor
 
@@ -23,8 +23,8 @@ class Schedule:
         ab = self.alpha_bar
         if ab.dtype != torch.float64 or ab.ndim != 1:
             raise ValueError(f"alpha_bar must be (T,) float64, not {tuple(ab.shape)} {ab.dtype}")
-        if not (ab[0] < 1 and ab[-1] > 0 and (ab.diff() < 0).all()):
-            raise ValueError("alpha_bar must fall strictly within (0, 1)")
+        if not (ab[0] < 1 and ab[-1] >= 0 and (ab.diff() < 0).all()):
+            raise ValueError("alpha_bar must fall strictly within [0, 1)")
 
     @classmethod
     def scaled_linear(cls, T: int = 1000, start: float = 8.5e-4, end: float = 1.2e-2) -> "Schedule":
@@ -35,20 +35,36 @@ class Schedule:
         beta = torch.linspace(start**0.5, end**0.5, T, dtype=torch.float64) ** 2
         return cls(torch.cumprod(1 - beta, dim=0))
 
+    def rescale_zero_terminal_snr(self) -> "Schedule":
+        """Return the schedule with sqrt(alpha_bar) shifted and scaled, from its first down to 0.   (2305.08891, Alg. 1)"""
+        root = self.alpha_bar.sqrt()
+        return Schedule(((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2)
+
+    def check(self, prediction: str) -> None:
+        """Raise ValueError where eps is predicted and alpha_bar ends at 0: there z_t is eps and says nothing of z_0."""
+        if prediction == "eps" and self.alpha_bar[-1] == 0:
+            raise ValueError("eps says nothing of z_0 where alpha_bar is 0; a zero-terminal-SNR schedule needs v-prediction")
+
     @property
     def T(self) -> int:
         """Number of timesteps."""
         return len(self.alpha_bar)
 
-    def at(self, t: int | Tensor) -> Tensor:
+    def at(self, t: float | Tensor) -> Tensor:
         """Return alpha_bar at t, and 1 at t = -1 (clean), in float64 on the CPU.
 
-        t: int, or int64 (B,) whose answer is (B, 1, 1, 1), ready to meet latents.  IndexError outside -1..T-1.
+        t: one number, or (B,) whose answer is (B, 1, 1, 1), ready to meet latents.  IndexError outside -1..T-1.
+        Between two timesteps sigma = sqrt((1 - ab) / ab) is a straight line.
         """
         t = torch.as_tensor(t).cpu()
-        if t.min() < -1 or t.max() >= self.T:
+        if t.min() < -1 or t.max() > self.T - 1:
             raise IndexError(f"timestep {t.tolist()} lies outside -1..{self.T - 1}")
-        ab = torch.where(t >= 0, self.alpha_bar[t.clamp(min=0)], 1.0)  # index -1 would be the last, the noisiest
+        low = t.floor().long().clamp(min=0)  # index -1 would be the last, the noisiest
+        ab = torch.where(t >= 0, self.alpha_bar[low], 1.0)
+        if t.is_floating_point():
+            sigma = ((1 - self.alpha_bar) / self.alpha_bar).sqrt()
+            between = sigma[low] + (t.double() - low) * (sigma[(low + 1).clamp(max=self.T - 1)] - sigma[low])
+            ab = torch.where(t > low, 1 / (1 + between**2), ab)
         return ab if t.ndim == 0 else ab.reshape(-1, 1, 1, 1)
 
 

@@ -6,12 +6,14 @@ distances infinite. docs/metrics.md says what other codes do with the same cases
 """
 
 import numpy as np
-from scipy.ndimage import binary_erosion, distance_transform_edt, find_objects
+from scipy.ndimage import distance_transform_edt, find_objects
+from scipy.spatial import cKDTree
 
 OVERLAPS = ("dice", "iou", "precision", "recall")
 DISTANCES = ("hd95", "assd")
 SCORES = (*OVERLAPS, "nsd", *DISTANCES)
 KINDS = ("both present", "both empty", "missed", "false alarm")
+VOXELS_PER_POINT = 20  # that a distance transform does in the time of one point in a k-d tree (30 ns, 0.7 us; measured)
 
 
 def score_case(prediction, target, classes, spacing, tolerance: float, fake_pixel: bool = False) -> list[dict]:
@@ -83,7 +85,16 @@ def measure_distances(prediction, target, spacing) -> np.ndarray:
     """
     box = find_objects((prediction | target).astype(np.uint8))[0]  # holds both surfaces, so nothing is approximated
     a, b = find_surface(prediction[box]), find_surface(target[box])
-    return np.concatenate([distance_transform_edt(~there, sampling=spacing)[here] for here, there in ((a, b), (b, a))])
+    return np.concatenate([_measure_to(a, b, spacing), _measure_to(b, a, spacing)])
+
+
+def _measure_to(source, destination, spacing):
+    """Distance of every voxel of `source` to the nearest of `destination`, by the cheaper of two exact methods."""
+    points = np.count_nonzero(source) + np.count_nonzero(destination)
+    if points * VOXELS_PER_POINT > source.size:
+        return distance_transform_edt(~destination, sampling=spacing)[source]
+    scale = 1 if spacing is None else np.asarray(spacing, dtype=float)
+    return cKDTree(np.argwhere(destination) * scale).query(np.argwhere(source) * scale)[0]
 
 
 def find_surface(mask) -> np.ndarray:
@@ -91,7 +102,13 @@ def find_surface(mask) -> np.ndarray:
 
     As MedPy (connectivity 1) and MONAI. Beyond the image is background: a mask that touches its border has surface there.
     """
-    return mask & ~binary_erosion(mask)
+    inner = mask.copy()
+    for axis in range(mask.ndim):  # six times as fast as scipy's erosion
+        part, full = np.moveaxis(inner, axis, 0), np.moveaxis(mask, axis, 0)  # views: writing to part writes to inner
+        part[1:] &= full[:-1]
+        part[:-1] &= full[1:]
+        part[[0, -1]] = False
+    return mask & ~inner
 
 
 def summarise(rows) -> dict[str, dict]:

@@ -1,10 +1,12 @@
 """The losses by hand; the variational bound against exact likelihoods of Gaussians."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from emit import model
 from emit.diffusion import objective
 from emit.diffusion.objective import large_variance, small_variance
 from emit.diffusion.schedule import Schedule
@@ -28,6 +30,22 @@ def test_simple_loss_by_hand():
     assert objective.per_sample_loss(eps, eps_hat).tolist() == [5.0, 2.0]
     assert objective.simple_loss(eps, eps_hat).item() == 3.5
     assert objective.simple_loss(eps, eps_hat, torch.tensor([2.0, 0.5])).item() == 5.5
+
+
+def test_training_at_zero_snr_is_finite_for_v_and_refused_for_eps(monkeypatch):
+    # At alpha_bar 0, z_t is eps and v is -z_0: a network that says 0 loses the mean of z_0^2.
+    whole = model.EmitDiff(replace(model.DEMO, prediction="v"), parts=())
+    whole.schedule = SCHEDULE.rescale_zero_terminal_snr()
+    monkeypatch.setattr(whole, "contexts", lambda prompts: None)
+    monkeypatch.setattr(whole, "network_output", lambda z_t, *_: torch.where(z_t == eps, 0.0, math.nan))
+    z_0, eps = torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    losses = whole.losses(z_0, torch.tensor([999, 999, 999]), eps, ["", "", ""])
+    torch.testing.assert_close(losses, z_0.square().mean(dim=(1, 2, 3)))
+    whole.sizes = replace(whole.sizes, prediction="eps")
+    with pytest.raises(ValueError, match="needs v-prediction"):
+        whole.losses(z_0, torch.tensor([0, 1, 2]), eps, ["", "", ""])
+    with pytest.raises(ValueError, match="needs v-prediction"):
+        objective.variational_bound(lambda z_t, t: z_t, z_0, whole.schedule, lambda: eps)
 
 
 def test_loss_is_accumulated_in_float32_for_half_precision():

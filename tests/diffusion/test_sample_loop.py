@@ -2,15 +2,23 @@
 
 import math
 from itertools import pairwise
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from emit.diffusion.samplers import sample
-from emit.diffusion.schedule import Schedule, z0_to_eps
+from emit.diffusion.samplers import SAMPLERS, sample
+from emit.diffusion.schedule import Schedule, to_v, z0_to_eps
+from emit.generate import Settings
+from emit.seeds import SeededNoise
+from tests.golden.make_samplers import FILE, SEED, SHAPE, network
 
 SCHEDULE = Schedule.scaled_linear()
-METHODS = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.5), ("ddim", 1.0), ("dpmpp_2m", 0.0)]
+ZERO_SNR = SCHEDULE.rescale_zero_terminal_snr()
+METHODS = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.5), ("ddim", 1.0), ("euler", 0.0), ("euler_ancestral", 0.0)]
+METHODS += [("dpmpp_2m", 0.0), ("plms", 0.0)]
+ETA = {"ddpm": 1.0, "euler_ancestral": 1.0}  # share of fresh noise, where it is not the caller's
 WALKS = [  # steps, spacing, t_end, and the timesteps by hand
     (7, "trailing", -1, [999, 856, 713, 570, 428, 285, 142, -1]),
     (7, "leading", 0, [853, 711, 569, 427, 285, 143, 1, 0]),
@@ -49,6 +57,10 @@ def test_every_state_of_the_walk_lies_on_the_marginal(method, eta, steps, spacin
     z_0[0] = 1
     z_T = math.sqrt(alpha_bar(walk[0])) * z_0
     z_T[1] = math.sqrt(1 - alpha_bar(walk[0]))
+    if method.startswith("euler") and spacing == "trailing":
+        z_T /= math.sqrt(1 - alpha_bar(walk[0]))  # its start is sigma_T noise in x = z / sqrt(alpha_bar)
+    if method == "plms":
+        walk = [walk[0], *walk[1:-1][:1], *walk[1:]]  # the first step is taken twice, if it is not the last
     states, asked = [], []
 
     def denoiser(z_t, t):
@@ -59,7 +71,7 @@ def test_every_state_of_the_walk_lies_on_the_marginal(method, eta, steps, spacin
     z = sample(denoiser, z_T, SCHEDULE, steps, method, eta, noise, spacing, t_end, states.append)
     assert asked == [[t] * 10 for t in walk[:-1]]
     assert [state["t_prev"] for state in states] == walk[1:]
-    stochastic = method == "ddpm" or eta > 0
+    stochastic = ETA.get(method, eta) > 0
     assert noise.next - 2 == (sum(t >= 0 for t in walk[1:]) if stochastic else 0)
     for state, t_prev in zip(states, walk[1:], strict=True):
         ab = alpha_bar(t_prev)
@@ -73,7 +85,7 @@ def test_every_state_of_the_walk_lies_on_the_marginal(method, eta, steps, spacin
 def test_a_point_mass_is_reached_from_any_noise(method, eta, steps):
     point = seeded_noise((2, 4, 3, 3), seed=1)()
     noise = seeded_noise((2, 4, 3, 3), seed=2)
-    z = sample(lambda z, t: z0_to_eps(z, point, SCHEDULE.at(t)), 3 * noise(), SCHEDULE, steps, method, eta, noise)
+    z = sample(lambda z, t: z0_to_eps(z, point, SCHEDULE.at(t)), 3 * noise(), SCHEDULE, steps, method, eta, noise, t_end=-1)
     assert (z - point).abs().max() < 1e-12  # the last step is z0_hat itself: rounding times 1 / sqrt(1 - ab) <= 35
 
 
@@ -86,12 +98,12 @@ def exact_eps(z_t, t):
     return (1 - ab).sqrt() * (z_t - ab.sqrt() * MEAN) / (ab * SPREAD**2 + 1 - ab)
 
 
-def closed_recursion(walk, eta):
-    """Return mean and variance after the walk, from N(0, 1), step by step by Bayes' rule on the Gaussian.
+def closed_recursion(walk, eta, variance=1.0):
+    """Return mean and variance after the walk, from N(0, variance), step by step by Bayes' rule on the Gaussian.
 
     z0_hat = MEAN + gain (z_t - sqrt(ab) MEAN) is a line, so the step is one: z_prev = a z_t + b + sigma n.
     """
-    mean, variance = 0.0, 1.0
+    mean = 0.0
     for t, t_prev in pairwise(walk):
         ab, ab_prev = alpha_bar(t), alpha_bar(t_prev)
         gain = math.sqrt(ab) * SPREAD**2 / (ab * SPREAD**2 + 1 - ab)
@@ -111,15 +123,16 @@ def exact_moments(method, eta, steps):
     """
     z_T = torch.zeros(steps + 2, 1, 1, 1, dtype=torch.float64)
     z_T[1] = 1
-    z = sample(exact_eps, z_T, SCHEDULE, steps, method, eta, OneRowEach(steps + 2, first=2)).flatten()
+    z = sample(exact_eps, z_T, SCHEDULE, steps, method, eta, OneRowEach(steps + 2, first=2), "trailing").flatten()
     return z[0].item(), (z[1:] - z[0]).square().sum().item()
 
 
 @pytest.mark.parametrize("steps", [1, 7, 50, 1000])
-@pytest.mark.parametrize(("method", "eta"), METHODS[:4])
+@pytest.mark.parametrize(("method", "eta"), METHODS[:6])
 def test_the_walk_on_a_gaussian_follows_the_closed_recursion(method, eta, steps):
     walk = [round(1000 * (steps - i) / steps) - 1 for i in range(steps)] + [-1]
-    expected = closed_recursion(walk, 1.0 if method == "ddpm" else eta)
+    variance = 1 - alpha_bar(999) if method.startswith("euler") else 1.0
+    expected = closed_recursion(walk, ETA.get(method, eta), variance)
     assert exact_moments(method, eta, steps) == pytest.approx(expected, abs=1e-10)  # a thousand steps of 1e-14
 
 
@@ -140,16 +153,17 @@ def test_random_samples_have_the_variance_of_the_recursion():
     assert z.var().item() == pytest.approx(variance, rel=4 * math.sqrt(2 / 40_000))
 
 
+@pytest.mark.parametrize("method", ["dpmpp_2m", "plms"])
 @pytest.mark.parametrize("steps", [10, 20, 50])
-def test_dpmpp_beats_ddim_on_the_exact_path(steps):
+def test_second_order_beats_ddim_on_the_exact_path(method, steps):
     # For z_0 ~ N(0, 1), E[eps | z_t] = sqrt(1 - ab) z_t and the deterministic path stands still: z_0 = z_T.
     z_T = torch.ones(1, 1, 1, 1, dtype=torch.float64)
 
     def error(method):
-        z = sample(lambda z, t: (1 - SCHEDULE.at(t)).sqrt() * z, z_T, SCHEDULE, steps, method)
+        z = sample(lambda z, t: (1 - SCHEDULE.at(t)).sqrt() * z, z_T, SCHEDULE, steps, method, spacing="trailing")
         return (z - z_T).abs().item()
 
-    assert error("dpmpp_2m") < error("ddim") / 2
+    assert error(method) < error("ddim") / 2
     assert error("ddim") < 2 / steps
 
 
@@ -176,8 +190,10 @@ def test_the_denoiser_gets_int64_timesteps_and_the_callback_the_whole_step():
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (dict(method="euler"), "method is"),
+        (dict(method="heun"), "method is ddim, ddpm"),
         (dict(method="ddpm"), "give noise"),
+        (dict(method="euler_ancestral"), "give noise"),
+        (dict(schedule=ZERO_SNR), "needs v-prediction"),
         (dict(eta=0.5), "give noise"),
         (dict(eta=1.5, noise=seeded_noise((1, 4, 2, 2))), "eta lies"),
         (dict(method="dpmpp_2m", eta=0.5, noise=seeded_noise((1, 4, 2, 2))), "eta lies"),
@@ -187,4 +203,49 @@ def test_the_denoiser_gets_int64_timesteps_and_the_callback_the_whole_step():
 )
 def test_contradictory_requests_are_refused(request_, message):
     with pytest.raises(ValueError, match=message):
-        sample(lambda z, t: z, torch.zeros(1, 4, 2, 2), SCHEDULE, **{"steps": 10, **request_})
+        sample(lambda z, t: z, torch.zeros(1, 4, 2, 2), **{"schedule": SCHEDULE, "steps": 10, **request_})
+
+
+def test_the_command_line_knows_every_sampler():
+    assert set(get_args(get_type_hints(Settings)["method"])) == set(SAMPLERS)
+
+
+@pytest.mark.parametrize("method", SAMPLERS)
+def test_leading_steps_end_clean_but_for_those_that_public_settings_end_at_alpha_bar_0(method):
+    z_T, states, noise = seeded_noise((2, 4, 2, 2))(), [], seeded_noise((2, 4, 2, 2), 1)
+    z = sample(lambda z, t: z.tanh(), z_T, SCHEDULE, 20, method, noise=noise, spacing="leading", callback=states.append)
+    ends_at_0 = method in ("ddim", "plms")  # set_alpha_to_one is false, and only their schedulers know it
+    assert states[-1]["t_prev"] == (0 if ends_at_0 else -1)
+    assert ((z - states[-1]["z0_hat"]).abs().max() < 1e-12) == (not ends_at_0)
+
+
+@pytest.mark.parametrize("name", load_file(FILE))
+def test_a_walk_is_that_of_diffusers_from_the_same_integer_seed(name):
+    # Both in float32. Theirs has alpha_bar itself in float32: a product of 1000 factors, each rounded by 6e-8 at random, is
+    # off by 6e-8 sqrt(1000) = 2e-6 of itself. The largest error found is 3e-6.
+    method, spacing, prediction, steps = name.split()
+    schedule, spacing = (ZERO_SNR, "trailing") if spacing == "zero" else (SCHEDULE, spacing)
+    reference, noise, states = load_file(FILE)[name], SeededNoise([SEED], SHAPE), []
+    given = dict(noise=noise, callback=states.append, prediction=prediction)
+    z = sample(
+        network, noise(), schedule, int(steps), method, spacing=None if spacing == SAMPLERS[method].spacing else spacing, **given
+    )
+    ours = torch.cat([*(state["z_t"] for state in states), z])
+    assert ours.shape == reference.shape
+    assert (ours - reference).abs().max() < 1e-5 * reference.square().mean().sqrt()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize(("method", "eta"), METHODS)
+def test_a_walk_from_zero_snr_is_finite_and_reaches_a_point_mass(method, eta, steps):
+    # v at alpha_bar 0 is -z_0, so the first output says all. plms mixes v of several alpha_bars, and so errs on the way.
+    point, noise = seeded_noise((2, 4, 3, 3), seed=1)(), seeded_noise((2, 4, 3, 3), seed=2)
+
+    def denoiser(z_t, t):
+        ab = ZERO_SNR.at(t)
+        return to_v(point, z0_to_eps(z_t, point, ab), ab)
+
+    z = sample(denoiser, noise(), ZERO_SNR, steps, method, eta, noise, prediction="v", t_end=-1)
+    assert z.isfinite().all()
+    if method != "plms":
+        assert (z - point).abs().max() < 1e-12

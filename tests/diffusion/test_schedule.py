@@ -42,7 +42,32 @@ def test_at_answers_one_for_clean_and_refuses_what_does_not_exist():
             SCHEDULE.at(t)
 
 
-@pytest.mark.parametrize("table", [[0.5, 0.6], [1.0, 0.5], [0.5, 0.0], [0.5, 0.5]])
+def test_between_timesteps_sigma_is_a_line():
+    sigma = [math.sqrt((1 - ab) / ab) for ab in SCHEDULE.alpha_bar.tolist()]
+    for t, expected in [(0.5, (sigma[0] + sigma[1]) / 2), (946.25, 0.75 * sigma[946] + 0.25 * sigma[947]), (999.0, sigma[999])]:
+        assert SCHEDULE.at(t).item() == pytest.approx(1 / (1 + expected**2), rel=ROUNDING)
+    batch = SCHEDULE.at(torch.tensor([-1.0, 0.0, 998.0, 999.0]))
+    assert torch.equal(batch, SCHEDULE.at(torch.tensor([-1, 0, 998, 999])))
+    with pytest.raises(IndexError, match="lies outside"):
+        SCHEDULE.at(999.5)
+
+
+def test_zero_terminal_snr_keeps_the_first_and_ends_in_pure_noise():
+    # By Algorithm 1 sqrt(alpha_bar) becomes a line of itself, through (first, first) and (last, 0).
+    zero = SCHEDULE.rescale_zero_terminal_snr()
+    first, last = SCHEDULE.alpha_bar[0].sqrt(), SCHEDULE.alpha_bar[999].sqrt()
+    assert zero.alpha_bar[999].item() == 0
+    assert zero.alpha_bar[0].item() == pytest.approx(SCHEDULE.alpha_bar[0].item(), abs=1e-15)
+    middle = (SCHEDULE.alpha_bar[500].sqrt() - last) / (first - last) * first
+    assert zero.alpha_bar[500].sqrt().item() == pytest.approx(middle.item(), abs=1e-15)
+    assert torch.equal(zero.at(torch.tensor([0.0, 998.0, 998.5, 999.0])).flatten(), zero.alpha_bar[[0, 998, 999, 999]])
+    zero.check("v")
+    SCHEDULE.check("eps")
+    with pytest.raises(ValueError, match="needs v-prediction"):
+        zero.check("eps")
+
+
+@pytest.mark.parametrize("table", [[0.5, 0.6], [1.0, 0.5], [0.5, -0.1], [0.5, 0.5]])
 def test_a_table_that_does_not_fall_within_0_1_is_refused(table):
     with pytest.raises(ValueError, match="strictly"):
         s.Schedule(torch.tensor(table, dtype=torch.float64))

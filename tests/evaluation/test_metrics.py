@@ -97,7 +97,9 @@ def random_pairs(count, rng):
         yield *masks, tuple(rng.uniform(0.3, 4.0, size=len(shape)))
 
 
-def test_boundary_equals_brute_force():
+@pytest.mark.parametrize("voxels_per_point", [0, 10**9], ids=["k-d tree", "distance transform"])
+def test_boundary_equals_brute_force(monkeypatch, voxels_per_point):
+    monkeypatch.setattr(metrics, "VOXELS_PER_POINT", voxels_per_point)
     for a, b, spacing in random_pairs(200, np.random.default_rng(1)):
         between = cdist(list_surface(a) * spacing, list_surface(b) * spacing)
         pooled = np.sort(np.concatenate([between.min(axis=1), between.min(axis=0)]))
