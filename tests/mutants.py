@@ -276,6 +276,17 @@ MUTANTS = [
             ("finetune", "    run.finish()\n", ""),
         )
     ),
+    # HED's own view
+    (MODEL, "enumerate(~image[:, 0].isnan())", "enumerate(image[:, 0] < 9)", "tests/test_model.py"),
+    (MODEL, "setdefault((*places.amin(0).tolist(), *(places.amax(0) + 1)", "setdefault((*places.amin(0).tolist(), *places.amax(0)", WHOLE),
+    (MODEL, "scale = side / max(picture.shape[-2:]) if side else 1", "scale = 1", WHOLE),
+    (MODEL, "[max(16, round(scale * length))", "[round(scale * length)", WHOLE),
+    (MODEL, "size if header.get(\"ancestry\") else max(size, 256)", "size if header else max(size, 256)", WHOLE),
+    ("emit/data/cache.py", "LINEAR, math.nan)] if self.view", "LINEAR, -1.0)] if self.view", "tests/data/test_cache.py"),
+    ("emit/data/cache.py", "[fit(image, self.view, LINEAR", "[fit(fitted, self.view, LINEAR", "tests/data/test_cache.py"),
+    ("emit/dataset.py", '"hint", "hed_size", "real_cases"', '"hint", "real_cases"', "tests/test_dataset.py"),
+    ("emit/generate.py", "masked_fill(fit(view, labelled.size, LINEAR, 0.0).isnan(), math.nan)", "clone()", "tests/test_hearts.py"),
+    ("emit/generate.py", "find_edges(hed, view, size=labelled.size)", "find_edges(hed, real)", "tests/test_hearts.py"),
     # runs, ledger, folders, settings
     ("emit/data/cache.py", "self.compute(inputs[place : place + 1])[0]", "self.compute(inputs)[place]", "tests/data/test_cache.py"),
     ("emit/data/cache.py", "hashed - 2**64 if hashed >= 2**63 else hashed", "hashed % 2**63", "tests/data/test_cache.py"),

@@ -96,10 +96,10 @@ def test_a_set_is_described_once_and_read_the_same(images, tmp_path, monkeypatch
     first = open_set(tmp_path / "a")
     assert first.classes == ("background", "organ") and first.about.window == (-100.0, 200.0) and len(first.splits) == 2
     assert f"{len(first.cases)} cases in 4 groups; classes background, organ" in said and "fold 1: " in said
-    fine = replace(first, size=128, hint="mask", real_cases=3, seed=5)  # as stage 2 does
+    fine = replace(first, size=128, hint="mask", hed_size=256, real_cases=3, seed=5)  # as stage 2 does
     write_set(tmp_path / "b", fine)
     again = open_set(tmp_path / "b")
-    assert (again.size, again.hint, again.real_cases, again.seed) == (128, "mask", 3, 5)
+    assert (again.size, again.hint, again.hed_size, again.real_cases, again.seed) == (128, "mask", 256, 3, 5)
     assert again.splits == first.splits and [c.id for c in again.training(0)] == [c.id for c in fine.training(0)]
     with pytest.raises(InputError, match=r"a/set.json: is there already"):
         dataset.main()

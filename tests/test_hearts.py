@@ -1,4 +1,4 @@
-"""What stages 1 and 2 give the networks at each step, what they train, what they leave alone, what they keep."""
+"""What stages 1 and 2 give the networks at each step, what they train, what they leave alone, what they keep; the generator."""
 
 import json
 from dataclasses import replace
@@ -13,9 +13,12 @@ from torch import nn
 
 import train_finetune
 import train_pretrain
+from emit import generate
 from emit.data.cache import TrainingImages
 from emit.data.cases import Case
 from emit.data.edges import make_hint
+from emit.data.geometry import LINEAR, fit
+from emit.dataset import LabelledSet, SetSettings
 from emit.errors import InputError
 from emit.model import EmitDiff, demo_sizes
 from emit.networks.vae import Posterior
@@ -217,7 +220,7 @@ def fine_tune(model, tmp_path):
     """Return a function of settings: the result of train_fold on CASES, and what the losses were given."""
 
     def run(**change):
-        change = RUN | {"data": Path("set"), "model": Path("m"), "hed": Path("h"), "out": tmp_path} | change
+        change = RUN | {"data": Path("set"), "model": Path("m"), "hed": Path("h"), "hed_size": SIZE, "out": tmp_path} | change
         settings = train_finetune.Settings(**change)
         result = train_finetune.train_fold(model, hed, CASES, ("background", "lesion"), settings, tmp_path / "fold0")
         steps, probes = ([given for given in model.seen if given.trains == trains] for trains in (True, False))
@@ -279,3 +282,35 @@ def test_stage_2_probes_fixed_cases_with_the_average_it_keeps(model, fine_tune, 
     assert read_log(tmp_path / "fold0")["hint_true"] == pytest.approx(logged, rel=1e-6)
     batch = pictures.batch(numbers)
     assert pictures.cases == CASES and torch.equal(hints(batch), make_hint("hed", None, (batch.image + 1) / 2, 2))
+
+
+# ---- the generator
+
+
+class Framing(nn.Module):
+    """A generator that draws the case itself, with a white frame around it; what HED sees of the frame it takes for an edge."""
+
+    def __init__(self, picture):
+        super().__init__()
+        self.weight, self.picture = nn.Parameter(torch.ones(())), torch.as_tensor(picture)
+
+    def generate(self, prompts, hint, seeds, size, *_):
+        return fit(self.picture, size, LINEAR, 1.0).expand(len(prompts), 3, size, size)
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_the_agreement_of_edges_counts_no_frame(tmp_path, side):
+    picture = np.full((16, 32), -0.9, np.float32)
+    picture[4:12, 6:14] = 0.9
+    (tmp_path / "case.png").touch()
+    case = Case("wide", "wide", "prompt", "", str(tmp_path / "case.png"), lambda path: (picture, (picture > 0).astype(np.uint8)))
+    labelled = LabelledSet([case], ("background", "lesion"), [], SetSettings(data=tmp_path), 32, "hed", side)
+    settings = generate.Settings(model=tmp_path, finetuned=tmp_path, hed=tmp_path, out=tmp_path, n=1)
+    (tmp_path / "images").mkdir()
+    generate.generate_fold(Framing(picture), PixelHED(), [case], labelled, settings, {}, tmp_path)
+    (line,) = map(json.loads, (tmp_path / "manifest.jsonl").read_text().splitlines())
+    assert (line["edge_agreement"], line["hed_size"], line["hint"]) == (1.0, side, "hed")
+    edge = np.asarray(Image.open(tmp_path / "edges" / line["file"])) / 255
+    assert not edge[:7].any() and not edge[25:].any()
+    # one grey level; where the view has twice the size, a triangle softens what is not flat
+    assert np.abs(edge[8:24] - (picture + 1) / 2)[2:-2].max() < (0.003 if side == 32 else 0.4)

@@ -16,7 +16,7 @@ from emit import checkpoints
 from emit.checkpoints.sizes import PUBLIC
 from emit.data.cache import Batch
 from emit.errors import InputError
-from emit.model import EmitDiff, Sampling, drop_captions, find_edges, load_hed, to_grey
+from emit.model import EmitDiff, Sampling, drop_captions, find_edges, hed_side, load_hed, to_grey
 from emit.networks.hed import HED, HEDv11
 from emit.networks.vae import Posterior
 from tests.golden.files import SD1, SIZES, read_model, write_original
@@ -282,6 +282,54 @@ def test_edge_detectors_of_any_size_are_recognised(part, network, tmp_path, save
         assert torch.equal(find_edges(loaded, image), hed(torch.cat([image] * 3, dim=1)))
     with pytest.raises(InputError, match=r"model\.safetensors: holds .*, not HED"):
         load_hed(saved)
+
+
+class Watching(HED):
+    """A HED whose scores are not zero; `shapes` holds the inputs' shapes."""
+
+    def __init__(self):
+        super().__init__((2, 3, 4, 5, 6))
+        torch.manual_seed(0)
+        self.shapes = []
+        for parameter in self.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+
+    def forward(self, image):
+        self.shapes.append(tuple(image.shape))
+        return super().forward(image)
+
+
+def test_hed_sees_what_is_inside_the_frame_alone():
+    hed = Watching()
+    image = torch.rand(4, 1, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    image[[0, 2], :, :20], image[[0, 2], :, 52:] = math.nan, math.nan
+    image[3] = math.nan  # nothing is left of it
+    edges = find_edges(hed, image)
+    assert sorted(hed.shapes) == [(1, 3, 64, 64), (2, 3, 32, 64)]
+    with torch.no_grad():
+        inside, whole = hed(image[[0, 2], :, 20:52].expand(-1, 3, -1, -1)), hed(image[1:2].expand(-1, 3, -1, -1))
+    assert whole.std() > 0.02 and torch.equal(edges[1:2], whole)  # as without any frame
+    assert torch.equal(edges[[0, 2], :, 20:52], inside)
+    assert not edges[[0, 2], :, :20].any() and not edges[[0, 2], :, 52:].any() and not edges[3].any()
+
+
+def test_hed_sees_the_side_that_is_asked_for_and_its_edges_come_back():
+    hed, image = Watching(), torch.full((1, 1, 64, 64), math.nan)
+    rows, columns = torch.arange(64.0)[:, None], torch.arange(64.0)
+    image[0, 0, 20:52] = torch.sin(rows / 8 + columns / 11)[20:52]
+    small, large = find_edges(hed, image), find_edges(hed, image, side=256)
+    assert hed.shapes == [(1, 3, 32, 64), (1, 3, 128, 256)] and large.shape == small.shape == (1, 1, 64, 64)
+    assert large[0, 0, 20:52].min() > 0 and not large[0, 0, :20].any() and not large[0, 0, 52:].any()
+    shrunk = find_edges(hed, image, size=32)
+    assert torch.allclose(shrunk, torch.nn.functional.avg_pool2d(small, 2), atol=0.1)  # a triangle, not a box
+    assert shrunk.shape == (1, 1, 32, 32) and not shrunk[0, 0, :9].any()
+    image[0, 0, 22:] = math.nan
+    assert find_edges(hed, image, side=32).shape == (1, 1, 64, 64) and hed.shapes[-1] == (1, 3, 16, 32)  # 16: HED's least
+
+
+def test_the_side_that_hed_sees_follows_what_it_was_trained_on():
+    ours = {"ancestry": [{"stage": "hed"}]}
+    assert [hed_side(header, size) for header in ({}, {"config": {}}, ours) for size in (64, 384)] == [256, 384, 256, 384, 64, 384]
 
 
 def test_latents_and_posteriors_share_one_scale(model):

@@ -5,6 +5,7 @@ import torch
 
 from emit.data.cache import Memo, TrainingImages
 from emit.data.cases import Case
+from emit.data.geometry import LINEAR, fit
 from emit.data.similarity import content_hash
 
 
@@ -44,6 +45,21 @@ def test_a_batch_beyond_the_limit_is_decoded_once(monkeypatch):
     assert asked == [2, 1]
     assert batch.image.shape == (2, 1, 8, 8) and batch.mask.tolist() == torch.tensor([0, 1]).view(2, 1, 1).expand(2, 8, 8).tolist()
     assert batch.prompts == ["prompt 2", "prompt 1"] and torch.allclose(batch.image[:, 0, 0, 0], torch.tensor([0.2, 0.1]))
+
+
+def test_the_view_is_the_picture_at_its_own_size_without_the_black_of_the_frame():
+    draw = np.random.default_rng(0)
+    wide, square = (draw.uniform(-1, 1, shape).astype(np.float32) for shape in ((45, 100), (100, 100)))
+    cases = [Case(str(n), "", "", "", "", lambda path, image=image: (image, None)) for n, image in enumerate((wide, square))]
+    plain = TrainingImages(cases, 20).batch([0, 1])
+    batch = TrainingImages(cases, 20, 64).batch([0, 1])
+    assert torch.equal(batch.image, plain.image) and torch.equal(batch.mask, plain.mask) and plain.view.numel() == 0
+    framed = fit(wide, 64, LINEAR, -1.0)  # rows 17.3 to 46.1
+    assert batch.view.shape == (2, 1, 64, 64) and batch.view[0].isnan().nonzero()[:, 1].unique().tolist() == [
+        *range(18),
+        *range(45, 64),
+    ]
+    assert torch.equal(batch.view[0, 0, 18:45], framed[18:45]) and torch.equal(batch.view[1, 0], fit(square, 64, LINEAR, -1.0))
 
 
 def test_what_was_read_is_counted_by_content():
