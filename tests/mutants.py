@@ -277,7 +277,7 @@ MUTANTS = [
         )
     ),
     # HED's own view
-    (MODEL, "enumerate(~image[:, 0].isnan())", "enumerate(image[:, 0] < 9)", "tests/test_model.py"),
+    (MODEL, "torch.zeros_like(image), {}", "torch.ones_like(image), {}", WHOLE),
     (MODEL, "setdefault((*places.amin(0).tolist(), *(places.amax(0) + 1)", "setdefault((*places.amin(0).tolist(), *places.amax(0)", WHOLE),
     (MODEL, "scale = side / max(picture.shape[-2:]) if side else 1", "scale = 1", WHOLE),
     (MODEL, "[max(16, round(scale * length))", "[round(scale * length)", WHOLE),
