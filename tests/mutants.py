@@ -278,7 +278,7 @@ MUTANTS = [
     ),
     # HED's own view
     (MODEL, "torch.zeros_like(image), {}", "torch.ones_like(image), {}", WHOLE),
-    (MODEL, "setdefault((*places.amin(0).tolist(), *(places.amax(0) + 1)", "setdefault((*places.amin(0).tolist(), *places.amax(0)", WHOLE),
+    (MODEL, "*(places.amax(0) + 1)", "*places.amax(0)", WHOLE),
     (MODEL, "scale = side / max(picture.shape[-2:]) if side else 1", "scale = 1", WHOLE),
     (MODEL, "[max(16, round(scale * length))", "[round(scale * length)", WHOLE),
     (MODEL, "size if header.get(\"ancestry\") else max(size, 256)", "size if header else max(size, 256)", WHOLE),
