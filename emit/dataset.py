@@ -165,9 +165,8 @@ def inherit_set(given):
 
 def check_size(size, sizes):
     """Refuse a --size whose latents the UNet cannot halve as often as it does. sizes: `emit.model.Sizes`."""
-    step = sizes.vae.factor * 2 ** (len(sizes.unet.channel_mult) - 1)
-    if size % step:
-        raise InputError(f"--size: is {size}; give a multiple of {step}, as the networks need it")
+    if size % sizes.step:
+        raise InputError(f"--size: is {size}; give a multiple of {sizes.step}, as the networks need it")
 
 
 def cut_slabs(cases, count):
