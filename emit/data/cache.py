@@ -1,10 +1,12 @@
 """Training images by index: read once, fitted to a square, kept in memory while they fit."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from emit.data.geometry import LINEAR, NEAREST, fit
+from emit.data.images import read_pair
 from emit.data.similarity import content_hash
 
 
@@ -81,3 +83,8 @@ class TrainingImages:
         image = fit(image, self.size, LINEAR, -1.0)
         mask = torch.zeros_like(image) if mask is None else fit(mask, self.size, NEAREST, 0).float()
         return torch.stack([image, mask])[None]
+
+
+def read_picture(path: str | Path, size: int) -> torch.Tensor:
+    """Read any picture file as a training image: (1, 1, size, size) in [-1, 1], letterboxed."""
+    return fit(read_pair(path)[0], size, LINEAR, -1.0)[None, None]
