@@ -158,7 +158,7 @@ MUTANTS = [
     *(
         (f"emit/data/{name}.py", old, new, "tests/data/test_cases.py")
         for name, old, new in (
-            ("listing", "if not (head[-1].isdigit() and tail[0].isdigit()):", "if True:"),
+            ("listing", " and not (head[-1].isdigit() and tail[0].isdigit()):", ":"),
             ("listing", "if len(complete) > 1 or", "if"),
             ("listing", '["{}" + tail] * (head in pictures) + ', ""),
             ("listing", "if match or way is None}", "if match}"),

@@ -74,7 +74,7 @@ def find_way(pictures, masks):
     if ways["{}"] == len(pictures) or not masks:
         return "{}"
     for head, tail in ((stem[:cut], stem[cut:]) for stem in masks for cut in range(1, len(stem))):
-        if not (head[-1].isdigit() and tail[0].isdigit()):  # 12 is not made of 1
+        if (head in pictures or tail in pictures) and not (head[-1].isdigit() and tail[0].isdigit()):  # 12 is not made of 1
             ways.update(["{}" + tail] * (head in pictures) + [head + "{}"] * (tail in pictures))
     complete = [way for way, count in ways.items() if count == len(pictures)]
     if len(complete) > 1 or not any(ways.values()):
