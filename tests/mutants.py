@@ -168,6 +168,7 @@ MUTANTS = [
             ("listing", "len(texts) < len(rows):", "False:"),
             ("listing", "file.read(132)[128:]", "file.read(132)[124:128]"),
             ("listing", "sorted(os.listdir(root))}", "()}"),
+            ("../dataset", '"mask_name", "group")', '"group")'),
             ("cases", "os.walk(base / modality, followlinks=True)", "os.walk(base / modality)"),
             ("cases", ' and os.path.realpath(f"{folder}/{name}") not in above', ""),
             ("cases", "mask[1] in pictures)", "False)"),

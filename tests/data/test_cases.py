@@ -7,6 +7,7 @@ from PIL import Image
 from emit.data.cases import read_cases
 from emit.data.images import COLOURS
 from emit.data.phantom import write_phantoms
+from emit.dataset import SetSettings, open_set, read_set, write_set
 from emit.errors import InputError
 from tests.data.reading import check_fault, expect
 
@@ -227,7 +228,9 @@ def test_masks_with_one_prefix_or_suffix_in_folders_by_other_names(tmp_path, way
 def test_a_given_mask_name_chooses_among_several(tmp_path):
     write_named(write_named(tmp_path, "{}_tumor"), "seg_{}_1", STEMS[::-1])
     check_masks(read_cases(tmp_path, mask_name="{}_tumor"))
-    check_masks(read_cases(tmp_path, mask_name="seg_{}_1"), STEMS[::-1])
+    about = SetSettings(data=tmp_path, mask_name="seg_{}_1", folds=2, group="p1_(.+)", validation=0)
+    write_set(tmp_path / "set", read_set(about))
+    check_masks(open_set(tmp_path / "set"), STEMS[::-1])  # as set.json has it
     for bad in ("tumor", "{}{}"):
         with pytest.raises(InputError, match="--mask-name: is "):
             read_cases(tmp_path, mask_name=bad)
