@@ -35,11 +35,12 @@ class SetSettings(Limited):
 
     data: Path = setting(source="[choice] your folder", help="BUSI, nnU-Net / MSD, images + masks, or two NIfTI files")
     layout: str = setting("auto", "[choice] found from the names", help="busi, nnunet, folders, volume")
-    prompt: str | None = setting(None, "[paper] from modality, organ, pathology", help="one text for all cases")
+    prompt: str | None = setting(None, "[paper] from modality, organ, pathology", help="one text for all cases, else prompts.csv")
     modality: str | None = setting(None, "[choice] from the layout", help="CT or MR, of volumes")
     window: tuple[float, ...] = setting((), "[choice] by modality", help="lower,upper HU of CT volumes, as --window=-160,240")
     channel: int | None = setting(None, "[choice] the first", help="channel of a 4D volume", low=0)
     axis: int | None = setting(None, "[choice] axial", help="slicing axis of volumes, 0 to 2", low=0, high=2)
+    mask_name: str | None = setting(None, "[choice] from the names", help="names in masks/, as {}_tumor; {} is the image")
     labels: tuple[str, ...] = setting((), "[choice] from the files", help="value:class,... in the masks, as 1:spleen")
     group: str | None = setting(None, "[choice] by layout", help="regular expression: first group in the name = patient")
     slabs: int = setting(0, "[choice] 0: none", help="cut volumes into slabs that count as patients; for one volume", low=0)
@@ -114,7 +115,7 @@ def read_set(about: SetSettings) -> LabelledSet:
     if not all(value and name for value, _, name in pairs):
         raise InputError(f"--labels: {','.join(about.labels)} is not value:class,value:class, such as 1:spleen,5:liver")
     labels = {int(value) if value.isdecimal() else value: name for value, _, name in pairs}
-    options = {name: getattr(about, name) for name in ("prompt", "modality", "channel", "axis", "group")}
+    options = {name: getattr(about, name) for name in ("prompt", "modality", "channel", "axis", "mask_name", "group")}
     found = read_cases(about.data, about.layout, window=window, labels=labels or None, **options)
     if not found.classes:
         raise InputError(f"{about.data}: has no masks; give a labelled set")
@@ -166,9 +167,8 @@ def inherit_set(given):
 
 def check_size(size, sizes):
     """Refuse a --size whose latents the UNet cannot halve as often as it does. sizes: `emit.model.Sizes`."""
-    step = sizes.vae.factor * 2 ** (len(sizes.unet.channel_mult) - 1)
-    if size % step:
-        raise InputError(f"--size: is {size}; give a multiple of {step}, as the networks need it")
+    if size % sizes.step:
+        raise InputError(f"--size: is {size}; give a multiple of {sizes.step}, as the networks need it")
 
 
 def cut_slabs(cases, count):

@@ -10,9 +10,8 @@ or --n the last bits of its sums differ, which may turn a rounding by one grey l
 import contextlib
 import json
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -33,13 +32,13 @@ from emit.model import EmitDiff, Sampling, find_edges, load_hed, to_grey
 from emit.seeds import generator, seed_from
 from emit.training import distributed
 from emit.training.loop import write_lines
-from emit.training.settings import Limited, parse, save_config, setting, vary
+from emit.training.settings import SamplingSettings, parse, save_config, setting, vary
 
 OF_EDGES = ("hed+contour", "hed", "contour")  # hints whose agreement with an image's edges means something
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Limited):
+class Settings(SamplingSettings):
     """EMIT-Diff's generator: a fine-tuned ControlNet per fold in, labelled images per training case out."""
 
     model: Path = setting(source="[choice] stage 1's", help="model.safetensors of stage 1, or Stable Diffusion")
@@ -49,26 +48,11 @@ class Settings(Limited):
     data: Path | None = setting(None, "[choice] stage 2's", help="the labelled images, if they were moved", may_change=True)
     fold: str = setting("all", "[paper] one model per fold", help="all, or one fold number", may_change=True)
     n: int = setting(3, "[choice] seconds; [authors' code]: 50", paper=50, help="images per training case", may_change=True, low=1)
-    method: Literal["ddim", "ddpm", "dpmpp_2m", "plms", "euler", "euler_ancestral"] = setting(
-        "ddim", "[authors' code]", help="sampler"
-    )
-    steps: int = setting(12, "[choice] seconds; [authors' code]: 20", paper=20, help="denoising steps", low=1, high=1000)
-    eta: float = setting(0.0, "[authors' code]", help="DDIM's noise, 0 to 1", low=0, high=1)
-    spacing: Literal["trailing", "leading", "linspace"] | None = setting(
-        None, "[choice] trailing, from the noisiest t; [SD 1.5] plms: leading, euler: linspace", help="kept timesteps"
-    )
-    guidance: float = setting(2.0, "[choice] see docs/paper.md; [authors' code]: 9", paper=9.0, help="guidance weight")
-    guided: Literal["text", "text+hint"] = setting("text+hint", "[choice] docs/paper.md", paper="text", help="what guidance drives")
-    strength: float = setting(1.0, "[authors' code]", help="control strength")
-    guess_mode: Literal["original", "diffusers"] | None = setting(None, "[authors' code]", help="falling control scales")
     phrases: str = setting("none", "[choice] for models that know words", paper="words", help="none, words, or their weight")
-    negative: str = setting("", "[choice] no natural-image words", help="text of the unconditional half")
     compat: tuple[str, ...] = setting((), "[authors' code]", help="diffboost, or diffboost:NAME,... (see docs/paper.md)")
     sweep: tuple[str, ...] = setting((), "[choice] none", help="guidance=V,V,... or strength=V,V,...: a folder for each value")
     seed: int = setting(0, "[choice] any number", help="seed of the draws")
     batch: int = setting(32, "[choice] memory", paper=8, help="images at a time", may_change=True, low=1)
-    precision: Literal["float32", "bf16"] = setting("float32", "[authors' code]", help="of the forward passes")
-    device: str = setting("auto", "[choice] a GPU if there is one", help="auto, cpu, cuda, cuda:1 or mps", may_change=True)
     resume: bool = setting(False, "[choice] explicit", help="go on with the images in --out", may_change=True)
 
 
@@ -102,7 +86,7 @@ def generate_fold(model, hed, cases, labelled, settings, weights, folder):
     manifest, pictures = folder / "manifest.jsonl", TrainingImages(cases, labelled.size, labelled.hed_size)
     lines = {(line["case"], line["index"]): line for line in read_manifest(folder) if is_whole(folder, line)}
     write_lines(manifest, lines.values())
-    sampling = Sampling(**{f.name: getattr(settings, f.name) for f in fields(Sampling)})
+    sampling = Sampling.read(settings)
     reading = {name: getattr(labelled.about, name) for name in ("layout", "window", "channel", "axis", "labels")}
     shared = {name: getattr(labelled, name) for name in ("size", "hint", "hed_size", "classes")} | {"reading": reading}
     shared |= {"sampling": asdict(sampling), "negative": settings.negative, "precision": settings.precision}
@@ -152,10 +136,6 @@ def main():
     """Generate every fold that is asked for, once for each value of a sweep."""
     settings = parse(Settings)
     settings = replace(settings, spacing=settings.spacing or SAMPLERS[settings.method].spacing)
-    if settings.eta and settings.method != "ddim":
-        raise errors.InputError(f"--eta: is DDIM's, and --method is {settings.method}; leave one of them out")
-    if settings.spacing == "leading" and settings.steps == 1000:
-        raise errors.InputError("--spacing: leading takes at most 999 steps; give fewer, or trailing")
     read_compat(settings.compat, "emit.generate"), read_weight(settings.phrases)  # refused before anything is read
     distributed.refuse_several("emit.generate")
     runs = vary(settings, ("guidance", "strength"))

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -34,6 +34,11 @@ class Sizes:
     vae: VAEConfig = VAEConfig()
     text: TextConfig = TextConfig()
     prediction: str = "eps"
+
+    @property
+    def step(self) -> int:
+        """What the sides of an image are multiples of: latents that the UNet can halve as often as it does."""
+        return self.vae.factor * 2 ** (len(self.unet.channel_mult) - 1)
 
 
 SD15 = Sizes(**checkpoints.SD1)
@@ -137,6 +142,11 @@ class Sampling:
     guess_mode: str | None = None
     spacing: str | None = None  # the method's own
 
+    @classmethod
+    def read(cls, settings) -> "Sampling":
+        """Return the part of a program's settings that is about sampling."""
+        return cls(**{f.name: getattr(settings, f.name) for f in fields(cls)})
+
 
 class EmitDiff(nn.Module):
     """The whole generator. Sub-modules vae, text, unet, controlnet."""
@@ -211,16 +221,23 @@ class EmitDiff(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, prompts: list, hint: Tensor | None, seeds: list[int], size: int, sampling=Sampling(), negative: str = ""
+        self,
+        prompts: list,
+        hint: Tensor | None,
+        seeds: list[int],
+        size: int | tuple[int, int],
+        sampling: Sampling = Sampling(),
+        negative: str = "",
     ) -> Tensor:
-        """Draw images (B, 3, size, size) in [-1, 1], nan where numbers overflowed; image b depends on its prompt, hint, seed.
+        """Draw images (B, 3, H, W) in [-1, 1], nan where numbers overflowed; image b depends on its prompt, hint, seed.
 
-        prompts: as in `contexts`. hint: (B, 3, size, size) in [0, 1], or None for text alone. size: a multiple of 8
-        latent cells.
+        prompts: as in `contexts`. hint: (B, 3, H, W) in [0, 1], or None for text alone. size: (H, W), or one number for
+        both; multiples of `sizes.step`.
         """
         device = next(self.unet.parameters()).device
-        side = size // self.sizes.vae.factor
-        noise = SeededNoise(seeds, (self.sizes.vae.z_channels, side, side), device)
+        height, width = (size, size) if isinstance(size, int) else size
+        factor = self.sizes.vae.factor
+        noise = SeededNoise(seeds, (self.sizes.vae.z_channels, height // factor, width // factor), device)
         context, unconditional = self.contexts(prompts), self.contexts([negative] * len(prompts))
         hint = None if hint is None else hint.to(device)
         other_hint = hint if sampling.guided == "text" else None
@@ -234,7 +251,7 @@ class EmitDiff(nn.Module):
 
         how = {"method": sampling.method, "eta": sampling.eta, "spacing": sampling.spacing, "prediction": self.sizes.prediction}
         z_0 = sample(denoise, noise(), self.schedule, sampling.steps, noise=noise, **how)
-        decoded = self.vae.decode(z_0).float()  # (B, z_channels, h, w) -> (B, 3, size, size)
+        decoded = self.vae.decode(z_0).float()  # (B, z_channels, h, w) -> (B, 3, H, W)
         return decoded.clamp(-1, 1).masked_fill(~decoded.isfinite(), math.nan)  # an overflow must not look like white
 
     def save(self, path: str | Path, header: dict | None = None, parts: Iterable[str] = PARTS) -> None:
@@ -270,8 +287,8 @@ class EmitDiff(nn.Module):
             if "controlnet" not in control.parts:
                 found = ", ".join(control.parts)
                 raise InputError(f"{controlnet}: holds {found} but no ControlNet; give one, such as stage 2's")
-            stated = (control.sizes["controlnet"], control.prediction)
-            if control.header.get("config") and stated != (sizes.unet, sizes.prediction):
+            fits = control.sizes["controlnet"] == sizes.unet and control.prediction in (None, sizes.prediction)
+            if control.header.get("config") and not fits:
                 raise InputError(f"{controlnet}: its ControlNet belongs to another UNet, by its header; give this model's")
             sources["controlnet"] = (controlnet, control.parts["controlnet"])
             headers.append(control.header)

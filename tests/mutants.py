@@ -172,6 +172,26 @@ MUTANTS = [
             ("augment", "standard * deviation + mean, mask", "standard, mask"),
         )
     ),
+    *(
+        (f"emit/data/{name}.py", old, new, "tests/data/test_cases.py")
+        for name, old, new in (
+            ("listing", " and not (head[-1].isdigit() and tail[0].isdigit()):", ":"),
+            ("listing", "if len(complete) > 1 or", "if"),
+            ("listing", '["{}" + tail] * (head in pictures) + ', ""),
+            ("listing", "if match or way is None}", "if match}"),
+            ("listing", "compose(way or find_way", "(way or find_way"),
+            ("listing", "for path, own in unlike]", "for path, own in unlike[:1]]"),
+            ("listing", "for path, what, _ in faults[:10]]", "for path, what, _ in faults[:9]]"),
+            ("listing", "len(texts) < len(rows):", "False:"),
+            ("listing", "file.read(132)[128:]", "file.read(132)[124:128]"),
+            ("listing", "sorted(os.listdir(root))}", "()}"),
+            ("../dataset", '"mask_name", "group")', '"group")'),
+            ("cases", "os.walk(base / modality, followlinks=True)", "os.walk(base / modality)"),
+            ("cases", ' and os.path.realpath(f"{folder}/{name}") not in above', ""),
+            ("cases", "mask[1] in pictures)", "False)"),
+            ("cases", "match[1] if match else stem, prompts[stem]", 'match[1] if match else stem, ""'),
+        )
+    ),
     # the evaluation
     (METRICS, "np.percentile(pooled, 95)", "np.percentile(pooled, 90)", SCORED),
     (METRICS, "pooled <= tolerance * (1 + 1e-9)", "pooled < tolerance * (1 + 1e-9)", SCORED),

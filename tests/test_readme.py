@@ -6,11 +6,16 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 import train_finetune
 import train_pretrain
 import train_seg
-from emit import dataset, generate
+from emit import dataset, generate, sample
+from emit.checkpoints import write_single
+from emit.model import DEMO, DEMO_HED, EmitDiff
+from emit.networks.hed import HED
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -20,6 +25,7 @@ PROGRAMS = {
     "train_seg.py": train_seg,
     "emit.dataset": dataset,
     "emit.generate": generate,
+    "emit.sample": sample,
 }
 
 
@@ -47,3 +53,20 @@ def test_commands_have_flags_that_exist(text):
         assert flags <= known, line
         found += 1
     assert found >= 4
+
+
+def test_the_five_lines_run(tmp_path, monkeypatch):
+    block = re.search(r"```python\n(.*?)```", README, re.S)[1]
+    assert len([line for line in block.splitlines() if line and "import" not in line]) == 5
+    model, controlnet, picture, hed = re.findall(r'"(runs/[^"]+)"', block)
+    for name in (model, controlnet, picture, hed):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    EmitDiff(DEMO).save(tmp_path / model)
+    EmitDiff(DEMO).save(tmp_path / controlnet, parts=["controlnet"])
+    write_single(tmp_path / hed, {"hed": HED(DEMO_HED).state_dict()}, {})
+    Image.effect_noise((70, 50), 60).save(tmp_path / picture)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(block, names)
+    assert names["show"](names["image"]).size == (64, 64)

@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from emit.data.geometry import LINEAR, NEAREST, fit
+from emit.data.images import read_pair
 from emit.data.similarity import content_hash
 
 
@@ -91,3 +93,8 @@ class TrainingImages:
         mask = torch.zeros_like(fitted) if mask is None else fit(mask, self.size, NEAREST, 0).float()
         views = [fit(image, self.view, LINEAR, math.nan)] if self.view else []
         return torch.cat([plane.flatten() for plane in (fitted, mask, *views)])[None]
+
+
+def read_picture(path: str | Path, size: int) -> torch.Tensor:
+    """Read any picture file as a training image: (1, 1, size, size) in [-1, 1], letterboxed."""
+    return fit(read_pair(path)[0], size, LINEAR, -1.0)[None, None]

@@ -2,7 +2,7 @@
 
 radimagenet  [radiology_ai/]CT|MR|US/<anatomy>[/<pathology>]/*.png, no masks
 busi         benign|malignant|normal/*.png, masks *_mask.png, *_mask_1.png, ...
-folders      images/ and masks/ with the same names, any picture format
+folders      images/ and masks/ with the same names, or masks with one prefix or suffix; prompts.csv (name, prompt) if wanted
 nnunet       imagesTr/ labelsTr/ dataset.json with NIfTI volumes: Medical Segmentation Decathlon, nnU-Net 1 and 2
 volume       a folder with two NIfTI files: an image, and labels ("seg", "label" or "mask" in the name)
 """
@@ -10,6 +10,7 @@ volume       a folder with two NIfTI files: an image, and labels ("seg", "label"
 import inspect
 import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,6 +26,8 @@ from emit.errors import InputError
 MODALITIES = ("CT", "MR", "US")
 BUSI_CLASSES = ("benign", "malignant", "normal")
 BUSI_FOLDER = "Dataset_BUSI_with_GT"
+MASK = re.compile(r"(.+)_mask(_\d+)?")  # benign (1)_mask_1 is the second mask of benign (1)
+FOLDERS = ("images", "image"), ("masks", "mask", "labels", "gt")  # of pictures, of masks; in any case
 PATIENT_LAST = re.compile(r"\d+_[^\W\d_]+_(\d+)")  # 10024_spleen_59 is of patient 59
 SLICE_LAST = re.compile(r"(.*\d.*)_\d+")  # 100005_18 is slice 18 of 100005; img_001 has no patient
 SOFT_TISSUE = (-160.0, 240.0)  # HU; [choice] the usual abdominal window, for CT when none is given
@@ -76,8 +79,8 @@ def read_cases(root, layout="auto", *, prompt=None, group=None, **options):
     """List the cases under root; pictures are read when a case is loaded. None leaves an option to the layout.
 
     prompt: text for every case. group: regular expression whose first group, searched in the file name, is the patient.
-    options: labels, {value in the masks: class name}, equal names merge. For volumes: modality ("CT", "MR"), window (HU low,
-    high), channel, axis (0 sagittal, 1 coronal, 2 axial). Raises InputError, also for an option the layout lacks.
+    options: labels, {value in the masks: class name}, equal names merge; mask_name, {} in it stands for the picture's. For
+    volumes: modality ("CT", "MR"), window (HU low, high), channel, axis (0 sagittal, 1 coronal, 2 axial). Raises InputError.
     """
     root = Path(root)
     if not root.is_dir():
@@ -94,6 +97,8 @@ def read_cases(root, layout="auto", *, prompt=None, group=None, **options):
         raise InputError(f"{root}: holds no picture in the layout {layout}; check the path")
     if prompt is not None:
         cases = [replace(case, prompt=prompt) for case in cases]
+    elif not any(case.prompt for case in cases):
+        print(f"{root}: every prompt is empty; give --prompt, or prompts.csv with the columns name and prompt", file=sys.stderr)
     if group is not None:
         cases = [replace(case, group=find_group(case, group)) for case in cases]
     return CaseSet(cases, classes)
@@ -104,7 +109,7 @@ def find_layout(root):
     names = {entry.name for entry in os.scandir(root)}
     if {"dataset.json", "imagesTr"} & names:
         return "nnunet"
-    if {"images", "masks"} <= names:
+    if all(os.path.isdir(listing.find_folder(root, kind)) for kind in FOLDERS):
         return "folders"
     if {BUSI_FOLDER, *BUSI_CLASSES} & names:
         return "busi"
@@ -112,6 +117,8 @@ def find_layout(root):
         return "radimagenet"
     if listing.list_volumes(root):
         return "volume"
+    for folder, _, files in os.walk(root):
+        listing.refuse_foreign(os.path.join(folder, name) for name in sorted(files)[:10])
     raise InputError(f"{root}: no known layout (CT|MR|US/, benign|malignant|normal/, images/ and masks/, imagesTr/, "
                      "or two NIfTI files); name a folder one level up or down")  # fmt: skip
 
@@ -132,47 +139,49 @@ def list_radimagenet(root):
     """List modality/anatomy[/pathology]/picture; the prompt says the path."""
     base = root / "radiology_ai" if (root / "radiology_ai").is_dir() else root
     cases = []
-    for folder, subfolders, _ in chain.from_iterable(os.walk(base / modality) for modality in MODALITIES):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+    for folder, subfolders, _ in chain.from_iterable(os.walk(base / modality, followlinks=True) for modality in MODALITIES):
+        above = {*map(os.path.realpath, (folder, *Path(folder).parents))}  # a link to one of these goes in circles
+        subfolders[:] = sorted(name for name in subfolders if name[0] != "." and os.path.realpath(f"{folder}/{name}") not in above)
         place, pictures = listing.compose(os.path.relpath(folder, base)), listing.list_pictures(folder)
         levels = place.split(os.sep)
         if pictures and not 2 <= len(levels) <= 3:
             raise InputError(f"{folder}: pictures lie {len(levels)} levels deep; the tree is modality/anatomy[/pathology]/picture")
-        for stem, path in pictures.items():
-            cases.append(Case(f"{place}/{stem}", f"{place}/{stem}", describe(*levels), place, path))
+        for stem in (stem for stem in pictures if not ((mask := MASK.fullmatch(stem)) and mask[1] in pictures)):
+            cases.append(Case(f"{place}/{stem}", f"{place}/{stem}", describe(*levels), place, pictures[stem]))
     return cases, ()
 
 
 def list_busi(root):
     """List class/picture and its masks; several masks of one picture are one label, their union."""
     base = root / BUSI_FOLDER if (root / BUSI_FOLDER).is_dir() else root
-    cases = []
+    cases, pictures, masks = [], {}, {}
     for stratum in (name for name in BUSI_CLASSES if (base / name).is_dir()):
-        pictures, masks = {}, {}
         for stem, path in listing.list_pictures(base / stratum).items():
-            match = re.fullmatch(r"(.+)_mask(_\d+)?", stem)
+            match = MASK.fullmatch(stem)
             if match:
-                masks.setdefault(match[1], []).append(path)
+                masks.setdefault(f"{stratum}/{match[1]}", []).append(path)
             else:
-                pictures[stem] = path
-        listing.check_pairs(pictures, {stem: paths[0] for stem, paths in masks.items()})
-        for stem, path in pictures.items():
-            name, read = f"{stratum}/{stem}", partial(images.read_pair, masks=masks[stem], values={1: 1})
-            cases.append(Case(name, name, describe("US", "breast", stratum), stratum, path, read))
+                pictures[f"{stratum}/{stem}"] = path
+    listing.check_pairs(pictures, masks)
+    for name, path in pictures.items():
+        stratum, read = name.split("/")[0], partial(images.read_pair, masks=masks[name], values={1: 1})
+        cases.append(Case(name, name, describe("US", "breast", stratum), stratum, path, read))
     return cases, ("background", "lesion")
 
 
-def list_folders(root, labels=None):
+def list_folders(root, labels=None, mask_name=None):
     """List images/x.* with masks/x.*; without labels, every mask is read once to find the classes."""
-    pictures, masks = listing.list_pictures(root / "images"), listing.list_pictures(root / "masks")
+    pictures, masks = (listing.list_pictures(listing.find_folder(root, kind)) for kind in FOLDERS)
+    masks = listing.match_masks(pictures, masks, mask_name)
     listing.check_pairs(pictures, masks)
-    labels = labels or listing.name_values(root, set().union(*map(images.find_values, masks.values())))
+    prompts = listing.read_prompts(root / "prompts.csv", pictures)
+    labels = labels or listing.name_values(root, set().union(*map(images.find_values, chain.from_iterable(masks.values()))))
     classes, values = listing.number_labels(root, labels, images.COLOURS)
     cases = []
     for stem, path in pictures.items():
         match = PATIENT_LAST.fullmatch(stem) or SLICE_LAST.fullmatch(stem)
-        read = partial(images.read_pair, masks=[masks[stem]], values=values)
-        cases.append(Case(stem, match[1] if match else stem, "", "", path, read))
+        read = partial(images.read_pair, masks=masks[stem], values=values)
+        cases.append(Case(stem, match[1] if match else stem, prompts[stem], "", path, read))
     return cases, classes
 
 
@@ -196,7 +205,7 @@ def list_nnunet(root, modality=None, window=None, channel=0, labels=None, axis=2
             chosen[stem] = path
         elif int(match[2]) == channel:
             chosen[match[1]] = path
-    listing.check_pairs(chosen, masks)
+    listing.check_pairs(chosen, {name: [path] for name, path in masks.items()}, flat=False)
     files = [(name, path, channel if pictures.get(name) == path else 0, masks[name]) for name, path in chosen.items()]
     organ = re.sub(r"^(task|dataset)?\d+_", "", dataset.lower())
     return _list_slices(files, dict.fromkeys(declared, 0) | values, modality, organ, window, axis), classes

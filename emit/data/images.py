@@ -19,13 +19,8 @@ def read_pair(path, masks=(), values=None):
     """Read (image, mask): a grey picture, `normalise`d, and the union of its masks as of `read_mask`, None without any."""
     pixels = decode(path)
     image = normalise(pixels @ LUMA if pixels.ndim == 3 else pixels)
-    union = None
-    for name in masks:
-        mask = read_mask(name, values)
-        if mask.shape != image.shape:
-            raise InputError(f"{name}: is {mask.shape} (rows, columns), its image {image.shape}; redraw it on the image's grid")
-        union = mask if union is None else np.maximum(union, mask)
-    return image, union
+    labels = [read_mask(name, values) for name in masks]
+    return image, np.maximum.reduce(labels) if labels else None
 
 
 def normalise(image, window=None):
@@ -112,17 +107,24 @@ def _match_colours(path, pixels, values):
     return np.where(filled, numbers[hue], 0).astype(np.uint8)
 
 
+def open_picture(path, pixels=True):
+    """Return a picture's file, with its pixels or its header alone."""
+    try:
+        with Image.open(path) as file:
+            if pixels:
+                file.load()
+            return file
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot be read as an image ({error}); replace the file") from error
+
+
 def decode(path, indices=False):
     """Return pixels: (H, W) in the file's own depth, or (H, W, 3) uint8 when any pixel is not grey.
 
     An alpha channel that varies is laid over black, a constant one dropped. indices: of a coloured palette, return the
     numbers, not the colours, as masks are stored.
     """
-    try:
-        with Image.open(path) as file:
-            file.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read as an image ({error}); replace the file") from error
+    file = open_picture(path)
     if file.mode in ("I", "F", "L") or file.mode.startswith("I;16"):
         return np.asarray(file)
     if file.mode == "1":

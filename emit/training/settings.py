@@ -28,16 +28,18 @@ LIMITS = {  # of a number: what must hold, in words
 STARTED = ("state.pt", "manifest.jsonl")  # files of a run, or of the generator, that has begun
 
 
-def setting(default=MISSING, source="", *, paper=MISSING, help="", may_change=False, **limits):
+def setting(default=MISSING, source="", *, paper=MISSING, help="", may_change=False, nargs=None, **limits):
     """Declare a field: its default (none: the user must give it), its source, the paper's value where it differs.
 
     source starts with one of SOURCES; "[choice]" goes on with the reason. may_change: a resumed run may change it.
+    nargs: "+" for texts between spaces, which may hold commas.
     limits: low, high (the limit itself is allowed), above, below (it is not) of a number, or of each in a tuple.
     """
     if not source.startswith(SOURCES):
         raise ValueError(f"source {source!r} must start with one of {SOURCES}, and a choice needs its reason")
     presets = {"demo": default, "paper": default if paper is MISSING else paper}
-    return field(default=default, metadata=presets | {"source": source, "help": help, "may_change": may_change, "limits": limits})
+    words = {"source": source, "help": help, "may_change": may_change, "nargs": nargs, "limits": limits}
+    return field(default=default, metadata=presets | words)
 
 
 class Limited:
@@ -70,6 +72,34 @@ class RunSettings(Limited):
     resume: bool = setting(False, "[choice] explicit", help="go on with the run in --out", may_change=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings(Limited):
+    """How pictures are drawn."""
+
+    method: Literal["ddim", "ddpm", "dpmpp_2m", "plms", "euler", "euler_ancestral"] = setting(
+        "ddim", "[authors' code]", help="sampler"
+    )
+    steps: int = setting(12, "[choice] seconds; [authors' code]: 20", paper=20, help="denoising steps", low=1, high=1000)
+    eta: float = setting(0.0, "[authors' code]", help="DDIM's noise, 0 to 1", low=0, high=1)
+    spacing: Literal["trailing", "leading", "linspace"] | None = setting(
+        None, "[choice] trailing, from the noisiest t; [SD 1.5] plms: leading, euler: linspace", help="kept timesteps"
+    )
+    guidance: float = setting(2.0, "[choice] see docs/paper.md; [authors' code]: 9", paper=9.0, help="guidance weight")
+    guided: Literal["text", "text+hint"] = setting("text+hint", "[choice] docs/paper.md", paper="text", help="what guidance drives")
+    strength: float = setting(1.0, "[authors' code]", help="control strength")
+    guess_mode: Literal["original", "diffusers"] | None = setting(None, "[authors' code]", help="falling control scales")
+    negative: str = setting("", "[choice] no natural-image words", help="text of the unconditional half")
+    precision: Literal["float32", "bf16"] = setting("float32", "[authors' code]", help="of the forward passes")
+    device: str = setting("auto", "[choice] a GPU if there is one", help="auto, cpu, cuda, cuda:1 or mps", may_change=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.eta and self.method != "ddim":
+            raise InputError(f"--eta: is DDIM's, and --method is {self.method}; leave one of them out")
+        if self.spacing == "leading" and self.steps == 1000:
+            raise InputError("--spacing: leading takes at most 999 steps; give fewer, or trailing")
+
+
 def parse(cls, argv=None, inherit=None):
     """Read the command line into an instance of the settings class cls.
 
@@ -87,11 +117,11 @@ def parse(cls, argv=None, inherit=None):
     parser.error = fail
     if any(f.metadata["demo"] != f.metadata["paper"] for f in fields(cls)):
         parser.add_argument("--preset", choices=("demo", "paper"), default="demo", help="which default values hold")
-    run, own = parser.add_argument_group(RunSettings.__doc__), parser.add_argument_group("This program")
+    base, own = parser.add_argument_group(cls.__base__.__doc__), parser.add_argument_group("This program")
     for f in fields(cls):
-        of_run = issubclass(cls, RunSettings) and f.name in RunSettings.__dataclass_fields__
-        add_flag(run if of_run else own, f, get_type_hints(cls)[f.name])
-    given = vars(parser.parse_args(argv))
+        inherited = f.name in getattr(cls.__base__, "__dataclass_fields__", ())
+        add_flag(base if inherited else own, f, get_type_hints(cls)[f.name])
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(parser.parse_args(argv)).items()}
     preset = given.pop("preset", "demo")
     known, source = inherit(given) if inherit else ({}, None)
     for name in sorted(given.keys() & known.keys()):
@@ -112,6 +142,8 @@ def add_flag(group, f, kind):
     words = {"help": f"{f.metadata['help']} ({values}) {f.metadata['source']}".replace("%", "%%"), "default": argparse.SUPPRESS}
     if kind is bool:
         group.add_argument(flag_of(f.name), action=argparse.BooleanOptionalAction, **words)
+    elif f.metadata["nargs"]:
+        group.add_argument(flag_of(f.name), nargs=f.metadata["nargs"], metavar="TEXT", **words)
     else:
         group.add_argument(flag_of(f.name), type=lambda text: to_value(text, kind), metavar=type_name(kind), **words)
 

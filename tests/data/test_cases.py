@@ -7,6 +7,7 @@ from PIL import Image
 from emit.data.cases import read_cases
 from emit.data.images import COLOURS
 from emit.data.phantom import write_phantoms
+from emit.dataset import SetSettings, open_set, read_set, write_set
 from emit.errors import InputError
 from tests.data.reading import check_fault, expect
 
@@ -106,6 +107,18 @@ def test_radimagenet_tree(tmp_path):
     assert [case.id for case in read_cases(base).cases] == [case.id for case in found.cases]
 
 
+def test_radimagenet_links_are_followed_once_and_masks_are_no_pictures(tmp_path):
+    for name in ("tree/US/gb/a.png", "tree/US/gb/a_mask.png", "tree/US/gb/b_mask.png", "far/benign/c.png"):
+        save(tmp_path / name, PICTURE)
+    (tmp_path / "tree/US/breast").symlink_to(tmp_path / "far")
+    (tmp_path / "far/benign/again").symlink_to(tmp_path / "tree/US/gb/..")  # in a circle
+    (tmp_path / "tree/US/gb/self").symlink_to(".")
+    cases = read_cases(tmp_path / "tree").cases
+    assert {case.id: case.prompt for case in cases} == {
+        "US/breast/benign/c": "US, breast, benign", "US/gb/a": "US, gallbladder", "US/gb/b_mask": "US, gallbladder",
+    }  # fmt: skip
+
+
 def write_busi_case(root, stratum="benign", number=1, masks=(WHITE,), mode="1"):
     save(root / stratum / f"{stratum} ({number}).png", PICTURE, "RGB")
     for i, mask in enumerate(masks):
@@ -185,6 +198,78 @@ def test_class_numbers_palette_indices_and_labels(tmp_path):
     np.testing.assert_array_equal(greys.cases[0].mask, LESION + 2 * OTHER)
     alone = read_cases(folders(tmp_path / "alone", OTHER * 255), labels={85: "a", 255: "b"})  # 255 is no 1 here
     np.testing.assert_array_equal(alone.cases[0].mask, 2 * OTHER)
+
+
+STEMS = ("p1_1", "p1_11", "p1_2", "1_p1_2")  # each within another
+
+
+def write_named(root, way, stems=STEMS, names=("images", "masks")):
+    """Pictures, and masks that begin at another row each."""
+    for row, stem in enumerate(stems):
+        save(root / names[0] / f"{stem}.png", PICTURE)
+        save(root / names[1] / f"{way.replace('{}', stem)}.png", np.roll(LESION, row, axis=0))
+    return root
+
+
+def check_masks(found, stems=STEMS):
+    assert {case.id: int(np.nonzero(case.mask)[0].min()) - 5 for case in found.cases} == {s: i for i, s in enumerate(stems)}
+
+
+@pytest.mark.parametrize(("way", "names"), [
+    ("{}_tumor", ("Images", "Masks")), ("mask_{}", ("images", "masks")), ("{}_mask", ("IMAGE", "GT")), ("{}", ("image", "Labels")),
+    ("e\u0301 {}", ("images", "mask")),
+])  # fmt: skip
+def test_masks_with_one_prefix_or_suffix_in_folders_by_other_names(tmp_path, way, names):
+    root = write_named(tmp_path, way, names=names)
+    check_masks(read_cases(root))
+    check_masks(read_cases(root, mask_name=way))
+
+
+def test_a_given_mask_name_chooses_among_several(tmp_path):
+    write_named(write_named(tmp_path, "{}_tumor"), "seg_{}_1", STEMS[::-1])
+    check_masks(read_cases(tmp_path, mask_name="{}_tumor"))
+    about = SetSettings(data=tmp_path, mask_name="seg_{}_1", folds=2, group="p1_(.+)", validation=0)
+    write_set(tmp_path / "set", read_set(about))
+    check_masks(open_set(tmp_path / "set"), STEMS[::-1])  # as set.json has it
+    for bad in ("tumor", "{}{}"):
+        with pytest.raises(InputError, match="--mask-name: is "):
+            read_cases(tmp_path, mask_name=bad)
+
+
+def write_prompts(root, text):
+    write_named(root, "{}_m", STEMS[:3]).joinpath("prompts.csv").write_text(text, encoding="utf-8-sig")
+
+
+def test_prompts_of_a_table_and_a_warning_without_any(tmp_path, capsys):
+    write_prompts(tmp_path, 'name,prompt\np1_2.png,"CT, liver"\np1_1, MR\n\np1_11,\nother,x\n')
+    assert {case.id: case.prompt for case in read_cases(tmp_path).cases} == {"p1_1": "MR", "p1_11": "", "p1_2": "CT, liver"}
+    assert {case.prompt for case in read_cases(tmp_path, prompt="all").cases} == {"all"}
+    assert not capsys.readouterr().err
+    (tmp_path / "prompts.csv").unlink()
+    read_cases(tmp_path)
+    assert capsys.readouterr().err.startswith(f"{tmp_path}: every prompt is empty; give --prompt, or prompts.csv")
+
+
+def write_bytes(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def test_all_bad_files_are_named_before_any_pixel_is_read(tmp_path):
+    for number in range(11):
+        save(tmp_path / f"benign/benign ({number}).png", PICTURE)
+    for number in range(2):
+        save(tmp_path / f"malignant/malignant ({number})_mask.png", WHITE)
+    write_busi_case(tmp_path, "benign", 20, masks=(WHITE, WHITE[:-1], WHITE.T))
+    with pytest.raises(InputError, match="15 files are bad: ") as caught:
+        read_cases(tmp_path)
+    assert str(caught.value).count("has no mask") == 10 and ", ...; add one" in str(caught.value)
+    for number in range(11):
+        (tmp_path / f"benign/benign ({number}).png").unlink()
+    with pytest.raises(InputError, match="4 files are bad: ") as caught:
+        read_cases(tmp_path)
+    for said in ("benign/benign (20)_mask_1.png is (23, 32)", "_mask_2.png is (32, 24)", "malignant (1)_mask.png has no image"):
+        assert said in str(caught.value)
 
 
 def paint(shape=(96, 96), scale=8):
@@ -273,6 +358,19 @@ FAULTS = {  # what is written, which file the message names, what it says
     "no image": (lambda root: save(root / "benign/benign (1)_mask.png", WHITE), "benign (1)_mask.png", "no image"),
     "size": (lambda root: write_busi_case(root, masks=(WHITE, WHITE[:-1])), "benign (1)_mask_1.png",
              r"is \(23, 32\) .*, its image \(24, 32\)"),
+    "no way": (lambda root: write_named(root, "seg_{}_1"), "masks", "0 ways"),
+    "another way": (lambda root: save(write_named(root, "{}_a") / "masks/p1_1_b.png", WHITE), "masks/p1_1_b.png", "has no image"),
+    "two ways": (lambda root: [write_named(root, way) for way in ("{}_a", "{}_b")], "masks", r"\{\}_a, \{\}_b.*--mask-name"),
+    "number in number": (lambda root: write_named(root, "{}0", ("1", "2")), "masks", "0 ways"),
+    "prompt missing": (lambda root: write_prompts(root, "name,prompt\np1_1,CT\n"), "", "p1_11.png has no prompt, p1_2.png has no"),
+    "prompt with comma": (lambda root: write_prompts(root, "name,prompt\np1_1,CT, liver\n"), "prompts.csv", "quotes"),
+    "prompt twice": (lambda root: write_prompts(root, "name,prompt\np1_1,CT\np1_1,MR\n"), "prompts.csv", "twice"),
+    "prompt's columns": (lambda root: write_prompts(root, "file,prompt\np1_1,CT\n"), "prompts.csv", "columns"),
+    "DICOM": (lambda root: write_bytes(root / "a/b/IM1", bytes(128) + b"DICM"), "a/b/IM1", "DICOM.*dcm2niix"),
+    "DICOM's ending": (lambda root: write_bytes(root / "US/gb/x.DCM", b""), "US/gb/x.DCM", "DICOM.*dcm2niix"),
+    "MetaImage": (lambda root: write_bytes(root / "x.mhd", b""), "x.mhd", "MetaImage.*SimpleITK"),
+    "NRRD": (lambda root: write_bytes(folders(root, LESION, suffix=".nrrd", format="png") / "masks/p.nrrd", b""),
+             "masks/p.nrrd", "NRRD.*SimpleITK"),
     "value": (lambda root: write_busi_case(root, masks=(LESION * 200,), mode="L"), "benign (1)_mask.png", "value 200"),
     "grey ramp": (lambda root: folders(root, PICTURE), "masks/p1_1.png", "mask values 1 to 255"),
     "fractions": (lambda root: folders(root, LESION * np.float32(0.5), suffix=".tif"), "masks/p1_1.tif", "fractions"),

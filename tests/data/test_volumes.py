@@ -189,7 +189,7 @@ def truncate(path):
 FAULTS = {  # what is spoilt in a sound set (root, array, labels, affine), which file the message names, what it says
     "undeclared label": (lambda r, i, y, a: describe_set(r, labels=("background", "spleen")), LABELS, "value 2 is not a class"),
     "no description": (lambda r, i, y, a: (r / "dataset.json").unlink(), "dataset.json", "cannot be read"),
-    "region labels": (lambda r, i, y, a: write_regions(r), "dataset.json", "plain labels"),
+    "region labels": (lambda r, i, y, a: write_regions(r), "dataset.json", "label both is a region of several values"),
     "no label": (lambda r, i, y, a: store(r / "imagesTr/x.nii.gz", i, a), "imagesTr/x.nii.gz", "no mask"),
     "shape": (lambda r, i, y, a: store(r / LABELS, y[:, :, :-1], a), LABELS, r"shape \(14, 11, 5\)"),
     "affine": (lambda r, i, y, a: store(r / LABELS, y, shift(a, 1.5)), LABELS, "1.5 mm"),

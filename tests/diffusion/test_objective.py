@@ -34,7 +34,7 @@ def test_simple_loss_by_hand():
 
 def test_training_at_zero_snr_is_finite_for_v_and_refused_for_eps(monkeypatch):
     # At alpha_bar 0, z_t is eps and v is -z_0: a network that says 0 loses the mean of z_0^2.
-    whole = model.EmitDiff(replace(model.DEMO, prediction="v"), parts=())
+    whole = model.EmitDiff(model.DEMO)
     whole.schedule = SCHEDULE.rescale_zero_terminal_snr()
     monkeypatch.setattr(whole, "contexts", lambda prompts: None)
     monkeypatch.setattr(whole, "network_output", lambda z_t, *_: torch.where(z_t == eps, 0.0, math.nan))
