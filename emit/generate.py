@@ -31,7 +31,7 @@ from emit.ledger import join, open_ledger
 from emit.model import EmitDiff, Sampling, find_edges, load_hed, to_grey
 from emit.seeds import generator, seed_from
 from emit.training import distributed
-from emit.training.loop import write_lines
+from emit.training.loop import forecast, write_lines
 from emit.training.settings import SamplingSettings, parse, save_config, setting, vary
 
 OF_EDGES = ("hed+contour", "hed", "contour")  # hints whose agreement with an image's edges means something
@@ -96,8 +96,8 @@ def generate_fold(model, hed, cases, labelled, settings, weights, folder):
     chunks = [jobs[start : start + settings.batch] for start in range(0, len(jobs), settings.batch)]
     chunks = [chunk for chunk in chunks if any((cases[number].id, index) not in lines for number, index, *_ in chunk)]
     autocast = torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=settings.precision == "bf16")
-    with open(manifest, "a", buffering=1) as log, autocast:
-        for chunk in tqdm(chunks, folder.name, unit="batch"):  # whole: a sum's last bits depend on what is computed beside it
+    with open(manifest, "a", buffering=1) as log, autocast, tqdm(chunks, folder.name, unit="batch") as bar:
+        for chunk in bar:  # whole: a sum's last bits depend on what is computed beside it
             numbers, _, prompts, seeds = zip(*chunk, strict=True)
             batch = pictures.batch(numbers)
             real, masks, view = batch.image, batch.mask, batch.view
@@ -125,6 +125,9 @@ def generate_fold(model, hed, cases, labelled, settings, weights, folder):
                     line["edge_agreement"] = round(agreement[row].item(), 4)
                 lines[case.id, index] = line
                 log.write(json.dumps(line) + "\n")
+            if chunk is chunks[0]:
+                work = f"{folder.name}: {len(chunks)} batches of {len(chunk)} images in {settings.steps} denoising steps"
+                forecast(work, images.device, settings.precision, "batch", bar.format_dict["elapsed"], len(chunks))
     place = {case.id: number for number, case in enumerate(cases)}
     write_lines(manifest, sorted(lines.values(), key=lambda line: (place[line["case"]], line["index"])))
     agreements = [line["edge_agreement"] for line in lines.values() if "edge_agreement" in line]

@@ -235,12 +235,14 @@ def test_a_controlnet_that_is_missing_or_does_not_fit_is_refused(model, saved, t
         EmitDiff.load(saved, path)
     wide = replace(SD1, unet=replace(SD1.unet, model_channels=64))
     deaf = replace(SD1, unet=replace(SD1.unet, heads=4))  # does not show in any shape
-    for sizes in (wide, deaf, replace(SD1, prediction="v")):
-        EmitDiff(sizes).save(path, parts=["controlnet"])
+    other = EmitDiff(wide)
+    for whole, sizes in ((other, wide), (model, deaf), (model, replace(SD1, prediction="v"))):
+        monkeypatch.setattr(whole, "sizes", sizes)
+        whole.save(path, parts=["controlnet"])
         with pytest.raises(InputError, match=r"control\.safetensors: its ControlNet belongs to another UNet"):
             EmitDiff.load(saved, path)
     monkeypatch.setitem(PUBLIC, "sd1", {"unet": wide.unet})  # a public file, without a header
-    save_file({f"control_model.{n}": t for n, t in EmitDiff(wide).controlnet.state_dict().items()}, path)
+    save_file({f"control_model.{n}": t for n, t in other.controlnet.state_dict().items()}, path)
     with pytest.raises(InputError, match=r"control\.safetensors: controlnet does not fit: .*size mismatch"):
         EmitDiff.load(saved, path)
 

@@ -57,6 +57,11 @@ def inside(folder, monkeypatch):
     monkeypatch.chdir(folder)
 
 
+def test_every_run_has_its_curves(folder):
+    runs = [path.parent for path in folder.rglob("state.pt")]
+    assert len(runs) == 4 + 2 + 4 * 2 and all((run / "curves.png").exists() for run in runs)
+
+
 def test_every_case_is_scored_once_in_every_arm(folder):
     with open(folder / "seg" / "per_case.csv") as file:
         rows = list(csv.DictReader(file))

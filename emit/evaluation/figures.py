@@ -121,7 +121,8 @@ def save_curves(path, curves, stamp: str = "") -> None:
                 by_step = [dict(zip(*run, strict=True)) for run in runs]
                 steps = sorted(set(by_step[0]).intersection(*by_step))
                 values = np.array([[run[step] for step in steps] for run in by_step])
-                axis.plot(steps, values.mean(0), color=colours[arm], linewidth=1.2)
+                marker = "." if len(steps) == 1 else None  # a line of one point is not seen
+                axis.plot(steps, values.mean(0), color=colours[arm], linewidth=1.2, marker=marker)
                 axis.fill_between(steps, values.min(0), values.max(0), color=colours[arm], alpha=0.15, linewidth=0)
             axis.set(xlabel="step", ylabel=quantity)
         keys = [Line2D([], [], color=colour, label=fill(arm, 18)) for arm, colour in colours.items()]

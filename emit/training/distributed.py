@@ -13,18 +13,19 @@ from emit.errors import InputError
 def start(device="auto"):
     """Return this process's torch.device; join the group when torchrun started several (gloo on CPU, nccl on GPU).
 
-    device: "auto" (the GPU if there is one), "cpu", "cuda", "cuda:1" or "mps". Under torchrun "cuda" is one GPU per process.
+    device: "auto" (cuda, else mps, else cpu), "cpu", "cuda", "cuda:1" or "mps". Under torchrun "cuda" is one GPU per process.
     """
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        mps = torch.backends.mps.is_available() and not several  # gloo has no tensors there
+        device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     if several and device.startswith("cuda"):
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(device)
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"--device {device}: cannot be used here; write auto, cpu, cuda or cuda:0") from error
+        raise InputError(f"--device {device}: cannot be used here; write auto, cpu, cuda, cuda:0 or mps") from error
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     if several and not dist.is_initialized():

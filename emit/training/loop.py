@@ -24,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from emit.errors import InputError, Stopped, asked_to_stop, deferred
+from emit.evaluation.figures import costing_nothing, save_curves
 from emit.files import write_atomic, write_text
 from emit.seeds import generator
 from emit.training import distributed
@@ -32,6 +33,8 @@ from emit.training.settings import RunSettings
 
 LOG_EVERY = 20  # [choice] steps between lines of the log
 CLIP = 1.0  # [choice] largest gradient norm: no step runs away
+PANELS = {"loss": "loss", "lr": "learning rate", "dice": "validation Dice"}  # of curves.png
+PANELS |= dict.fromkeys(("hint_true", "hint_zero", "hint_other", "prompt_wrong", "prompt_empty"), "loss of the probes")
 
 
 def learning_rate(step, lr, steps, warmup=0, schedule="constant"):
@@ -74,7 +77,7 @@ def room_needed(trained, saved):
 
 
 class Run:
-    """One training run in one folder: log.jsonl and state.pt (tensors and plain numbers: weights, AdamW, EMA, step).
+    """One training run in one folder: log.jsonl, curves.png, state.pt (tensors and plain numbers: weights, AdamW, EMA, step).
 
     modules: name -> module, already on its device; what requires a gradient is trained. `settings.batch` is the number
     of samples of one optimiser step; `accumulate` cuts it into that many forward passes, and the processes of torchrun
@@ -118,6 +121,7 @@ class Run:
         pause = 0.2 if sys.stderr.isatty() else 30  # seconds between lines; the second keeps log files short
         bar = tqdm(total=total, initial=first, desc=self.name, disable=distributed.rank() > 0, mininterval=pause)
         self.clock = (time.perf_counter(), first)
+        began, self.next_drawing = time.perf_counter(), time.perf_counter() + 60
         with bar, contextlib.closing(prefetch(lambda job: data.batch(*job), self._jobs())) as batches:
             for step in range(first, total):
                 self.step, self.rng = step, generator(self.settings.seed, distributed.rank(), step)
@@ -128,11 +132,18 @@ class Run:
                     asked = torch.tensor(asked_to_stop() or 0, device=self.device)
                     stop = int(distributed.reduce(asked, "MAX"))  # all processes end at one step
                     if stop or self.done % self.settings.save_every == 0 or self.done == total:
+                        self._draw()  # before the state: a finished one has its curves
                         self._save()
                 if stop:
                     raise Stopped(stop)
                 bar.set_postfix_str(f"loss {self.loss_value:.4g}", refresh=False)
                 bar.update()
+                if step == first and step + 1 < total:  # the first step also warms up
+                    began = time.perf_counter()
+                elif began and ((passed := time.perf_counter() - began) > 1 or step + 1 == total):
+                    began, left = None, f"{total - first:,} of {total:,}" if first else f"{total:,}"
+                    work = f"{self.name}: {left} steps of {self.settings.batch} images"
+                    forecast(work, self.device, self.settings.precision, "step", passed / max(1, step - first), total - first)
 
     def update(self, loss: torch.Tensor, **logged):
         """Backward; after the last forward pass of the step: clip, AdamW, EMA, log.
@@ -227,6 +238,20 @@ class Run:
             with open(self.folder / "log.jsonl", "a") as file:
                 file.write(json.dumps(line) + "\n")
 
+    def _draw(self):
+        """Draw curves.png from the logs: at the end, and before it where the drawings take about 1 % of the time."""
+        began, path, curves = time.perf_counter(), self.folder / "curves.png", {}
+        if distributed.rank() > 0 or (self.done < self.settings.steps and began < self.next_drawing):
+            return
+        with costing_nothing(path):
+            for line in read_lines(self.folder / "log.jsonl") + read_lines(self.folder / "validation.jsonl"):
+                for name in filter(line.__contains__, PANELS):
+                    ((steps, values),) = curves.setdefault(PANELS[name], {}).setdefault(name, [([], [])])
+                    steps.append(line["step"]), values.append(line[name])
+            if curves:  # else the first line is still to come
+                save_curves(path, curves)
+        self.next_drawing = time.perf_counter() + 100 * (time.perf_counter() - began)
+
     # ---- the folder
 
     def _open_folder(self):
@@ -270,6 +295,19 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema, self.sums, self.done = state["ema"], state["sums"], state["step"]
         self.hashes = None if state["hashes"] is None else state["hashes"].cpu()
+
+
+def forecast(work, device, precision, unit, seconds, count):
+    """Print on stderr, once for each long stage, what it does, where, and how long: `count` units of that many seconds."""
+    place = f"{distributed.ranks()} x {device.type}" if distributed.ranks() > 1 else device.type
+    words = f"about {show_time(count * seconds)} at {show_time(seconds)} a {unit}"
+    if distributed.rank() == 0:
+        tqdm.write(f"{work} on {place} in {precision}: {words}", file=sys.stderr)
+
+
+def show_time(seconds):
+    """Return a duration in s, min or h."""
+    return f"{seconds:.2g} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def read_lines(path, before_step=math.inf):

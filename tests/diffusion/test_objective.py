@@ -115,8 +115,7 @@ def test_bound_exceeds_the_likelihood_by_the_prior_gap_alone_for_the_exact_rever
     assert bound["total"].item() == pytest.approx(entropy(spread) + prior_gap(spread), abs=1e-11)
 
 
-@pytest.mark.parametrize("variance", [small_variance, large_variance])
-@pytest.mark.parametrize("spread", [0.3, 2.0])
+@pytest.mark.parametrize(("spread", "variance"), [(0.3, small_variance), (2.0, large_variance)])
 def test_bound_is_never_below_the_likelihood_and_a_worse_model_bounds_worse(spread, variance):
     exact, worse = exact_bound(spread, variance), exact_bound(spread, variance, eps_factor=0.9)
     assert exact["total"] > entropy(spread) + prior_gap(spread) - 1e-11

@@ -4,12 +4,14 @@ import contextlib
 import json
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from emit.errors import InputError
-from emit.training import loop
+from emit.errors import InputError, Stopped
+from emit.evaluation import figures
+from emit.training import distributed, loop
 from emit.training.loop import Run, ema_decay, learning_rate
 from emit.training.settings import RunSettings
 
@@ -212,6 +214,113 @@ def test_due_once_every_n_steps(tmp_path):
         run.update(module.weight.sum())
         after += [step] * run.due(3)
     assert before == after == [2, 5] and never == []
+
+
+# ---- curves and forecast
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Stand in for the time: clock.now, in seconds, goes on where a test says so."""
+    clock = SimpleNamespace(now=1.0)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    return clock
+
+
+def test_curves_show_the_logs_and_a_later_run_changes_them_whole(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(loop, "save_curves", lambda *given: (drawn.append(given), figures.save_curves(*given)))
+    run = start(tmp_path, module := make_weight(0.0), lr=0.5, steps=4, log_every=2, warmup=2)
+    for step, _ in run.steps(Numbers()):
+        run.update(0 * module.weight.sum() + step, hint_true=step if step == 1 else None, q1=9)
+        loop.write_lines(tmp_path / "validation.jsonl", [{"step": 3, "dice": 0.75}])
+    ((path, curves),) = drawn
+    assert path == tmp_path / "curves.png" and path.read_bytes()[:4] == b"\x89PNG"
+    expected = {"loss": {"loss": [([1, 3], [0.5, 2.5])]}, "learning rate": {"lr": [([1, 3], [0.5, 0.5])]}}
+    expected |= {"loss of the probes": {"hint_true": [([1], [1.0])]}, "validation Dice": {"dice": [([3], [0.75])]}}
+    assert curves == expected and list(curves) == list(expected)  # the order of panels too
+
+
+def test_drawings_take_a_hundredth_of_the_time_and_the_last_one_is_made(tmp_path, monkeypatch, clock, capsys):
+    drawn = []
+
+    def draw(path, curves):
+        clock.now += 0.5
+        drawn.append((run.done, (tmp_path / "state.pt").exists()))
+
+    monkeypatch.setattr(loop, "save_curves", draw)
+    run = start(tmp_path, module := make_weight(1.0), steps=20, save_every=6, log_every=1)
+    for _ in run.steps(Numbers()):
+        clock.now += 10
+        run.update(module.weight.sum())
+    # From 60 s on, 50 s after a drawing of 0.5 s at the earliest, where a state is saved, before it, and at the end.
+    assert drawn == [(6, False), (12, True), (18, True), (20, True)]
+    assert "run: " not in capsys.readouterr().out
+
+
+def test_drawings_are_left_out_where_states_are_saved_often(tmp_path, monkeypatch, clock):
+    drawn = []
+    monkeypatch.setattr(loop, "save_curves", lambda *_: (drawn.append(run.done), setattr(clock, "now", clock.now + 0.5)))
+    run = start(tmp_path, module := make_weight(1.0), steps=20, save_every=1, log_every=5)
+    for _ in run.steps(Numbers()):
+        clock.now += 10
+        run.update(module.weight.sum())
+    assert drawn == [6, 11, 16, 20]  # 60, 60.5 + 50, 111 + 50 s
+    drawn.clear()
+    run = start(tmp_path / "slow", module, steps=3, save_every=1, log_every=3)
+    for _ in run.steps(Numbers()):
+        clock.now += 100
+        run.update(module.weight.sum())
+    assert drawn == [3]  # before it the log was empty
+
+
+def test_curves_that_fail_cost_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "save_curves", lambda *_: 1 / 0)
+    train(tmp_path)
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 6
+    assert capsys.readouterr().out == f"{tmp_path / 'curves.png'}: not drawn (ZeroDivisionError: division by zero)\n"
+
+
+def forecasts(capsys):
+    return [line for line in capsys.readouterr().err.splitlines() if " images on " in line]
+
+
+@pytest.mark.parametrize(
+    ("steps", "seconds", "said_after", "words"),
+    [
+        (1000, 0.75, 3, "1,000 steps of 8 images on cpu in float32: about 12 min at 0.75 s a step"),  # 1.5 s are measured
+        (400, 100.0, 2, "400 steps of 8 images on cpu in float32: about 11.1 h at 2 min a step"),
+        (4, 0.25, 4, "4 steps of 8 images on cpu in float32: about 1 s at 0.25 s a step"),  # too short to measure 1 s
+        (1, 3.0, 1, "1 steps of 8 images on cpu in float32: about 60 s at 60 s a step"),  # all there is to measure
+    ],
+)
+def test_each_part_says_once_how_long_it_takes(tmp_path, clock, capsys, steps, seconds, said_after, words):
+    run, said = start(tmp_path / "run", module := make_weight(1.0), steps=steps), []
+    for step, _ in run.steps(Numbers()):
+        said += [(step, line) for line in forecasts(capsys)]
+        if step == 5:
+            break
+        clock.now += 60 if step == 0 else seconds  # the first step loads and compiles
+        run.update(module.weight.sum())
+    said += [(steps, line) for line in forecasts(capsys)]
+    assert said == [(said_after, f"run: {words}")]
+
+
+def test_a_resumed_part_says_what_is_left_and_one_that_is_done_nothing(tmp_path, capsys, monkeypatch):
+    for asked, words in ((iter([None, None, 15]), None), (iter([None] * 3), "3 of 6 steps of 8 images on cpu"), (None, None)):
+        monkeypatch.setattr(loop, "asked_to_stop", lambda asked=asked: next(asked))
+        with contextlib.suppress(Stopped):
+            train(tmp_path, resume=True)
+        assert [words in line for line in forecasts(capsys)] == ([True] if words else [])
+
+
+@pytest.mark.parametrize(("rank", "ranks", "place"), [(0, 1, "mps"), (0, 4, "4 x mps"), (3, 4, None)])
+def test_the_forecast_names_the_devices_and_rank_0_says_it(monkeypatch, capsys, rank, ranks, place):
+    monkeypatch.setattr(distributed, "rank", lambda: rank)
+    monkeypatch.setattr(distributed, "ranks", lambda: ranks)
+    loop.forecast("fold0: 9 batches of 4 images", torch.device("mps"), "bf16", "batch", 20.0, 9)
+    expected = f"fold0: 9 batches of 4 images on {place} in bf16: about 3 min at 20 s a batch\n"
+    assert capsys.readouterr().err == (expected if place else "")
 
 
 # ---- guards
