@@ -2,7 +2,7 @@
 
 LAYERS, VAE, UNET = "emit/networks/layers.py", "emit/networks/vae.py", "emit/networks/unet.py"
 SEG, COMPARISON = "train_seg.py", "tests/test_train_seg.py"
-PREDICT, FINDINGS = "emit/evaluation/predict.py", "tests/evaluation/test_predict.py"
+SCORING, FINDINGS = "emit/evaluation/scoring.py", "tests/evaluation/test_scoring.py"
 CONTROLNET, TEXT, MODEL = "emit/networks/controlnet.py", "emit/networks/text.py", "emit/model.py"
 SCHEDULE, SAMPLERS, GUIDANCE = (f"emit/diffusion/{name}.py" for name in ("schedule", "samplers", "guidance"))
 OBJECTIVE, HED = "emit/diffusion/objective.py", "emit/networks/hed.py"
@@ -220,10 +220,10 @@ MUTANTS = [
     (SEG, "read_lines(log, run.done)", "read_lines(log)", COMPARISON),
     (SEG, "read_lines(log, run.done)", "[]", COMPARISON),
     (SEG, 'name == "baseline" and fold.generated', "fold.generated", COMPARISON),
-    (PREDICT, "found.setdefault(case.volume or case.id", "found.setdefault(case.id", FINDINGS),
-    (PREDICT, "sorted(slices, key=lambda case: case.index)", "slices", FINDINGS),
-    (PREDICT, "logits.argmax(0)", "(len(logits) - 1 - logits.flip(0).argmax(0))", FINDINGS),
-    (PREDICT, "logits = unfit(logits, shape)", "pass", FINDINGS),
+    (SCORING, "found.setdefault(case.volume or case.id", "found.setdefault(case.id", FINDINGS),
+    (SCORING, "sorted(slices, key=lambda case: case.index)", "slices", FINDINGS),
+    (SCORING, "logits.argmax(0)", "(len(logits) - 1 - logits.flip(0).argmax(0))", FINDINGS),
+    (SCORING, "logits = unfit(logits, shape)", "pass", FINDINGS),
     # checkpoints
     (NAMES, "decoder.up_blocks.{last - level}.resnets", "decoder.up_blocks.{level}.resnets", PUBLIC),
     (NAMES, '_proj.{kind}" for letter in "qkv"', '_proj.{kind}" for letter in "kqv"', TRIPS),
