@@ -131,7 +131,7 @@ def open_test(path: Path, labelled: LabelledSet, name: str) -> LabelledSet:
     found, wanted = (one.reading | {"classes": one.classes} for one in (given, labelled))
     shared = ("classes",) if None in (found["axis"], wanted["axis"]) else ("classes", "window", "axis")
     for key in (key for key in shared if found[key] != wanted[key]):
-        words = f"its {key} is {show(found[key])}, and {labelled.about.data} has {show(wanted[key])}"
+        words = f"its {key}: {show(found[key])}; of {labelled.about.data}: {show(wanted[key])}"
         raise InputError(f"{path}: {words}; describe it with emit.dataset so that they agree, and give that folder")
     rename = lambda text: f"{name}/{text}" if text else None  # noqa: E731
     own = [replace(c, id=rename(c.id), group=rename(c.group), volume=rename(c.volume)) for c in given.cases]

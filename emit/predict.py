@@ -75,7 +75,7 @@ def load_segmenters(paths) -> tuple[nn.Module, dict]:
             raise InputError(f"{path}: is no segmenter, or an earlier version's ({error}); train one with train_seg.py") from error
         first = first or about
         for name in (name for name in about if about[name] != first[name]):
-            words = f"its {name} is {show(about[name])}, and {paths[0]} has {show(first[name])}"
+            words = f"its {name}: {show(about[name])}; of {paths[0]}: {show(first[name])}"
             raise InputError(f"{path}: {words}; give segmenters of one training set")
         networks.append(fill(network, tensors, path, "segmenter"))
     return (networks[0] if len(networks) == 1 else Ensemble(networks)).eval(), first
