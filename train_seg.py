@@ -3,12 +3,13 @@
 Every fold has a training, a validation and a test part; the weights are chosen on validation and the test part is read
 once. Cases are scored on their native grid against the original mask, volumes as a whole. Writes for each arm, fold and
 seed segmenter.safetensors, predictions.npz and scores.json; for all of them table, statistics, figures and report.html.
+Sets of --test, which no fold touches, are scored by every segmenter: the same files in <out>/test_<folder>.
 """
 
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from safetensors.torch import load_file
@@ -19,20 +20,20 @@ from emit.checkpoints.writer import save
 from emit.compat import DEVIATIONS, foreign, read_compat
 from emit.data.augment import augment, merge
 from emit.data.cache import TrainingImages
-from emit.data.splits import select
-from emit.dataset import LabelledSet, inherit_set, open_set, write_set
+from emit.dataset import inherit_set, open_set, write_set
 from emit.evaluation.fidelity import describe_generated
+from emit.evaluation.folds import name_tests, open_folds, open_sets
 from emit.evaluation.illustrate import run_folder
-from emit.evaluation.predict import find_labels, predict, save_labels, score, validate
 from emit.evaluation.report import find_deviations, write_report
+from emit.evaluation.scoring import find_labels, predict, save_labels, score, validate
 from emit.evaluation.sweep import SWEEPS, plan_runs, write_sweep
 from emit.files import write_json
-from emit.generated import Generated
+from emit.ledger import Ledger, join
 from emit.networks.segmenter import Segmenter, SegmenterConfig, dice_ce_loss
 from emit.seeds import seed_from
 from emit.training import distributed
 from emit.training.loop import Run, read_lines, write_lines
-from emit.training.settings import RunSettings, parse, save_config, setting, to_plain
+from emit.training.settings import RunSettings, parse, save_config, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,9 @@ class Settings(RunSettings):
 
     data: Path | None = setting(None, "[choice] as --generated", help="labelled images, or emit.dataset's folder", may_change=True)
     generated: Path | None = setting(None, "[choice] none: real arms only", help="output folder of emit.generate")
+    test: tuple[Path, ...] = setting(
+        (), "[choice] the folds alone", help="folders of other labelled sets that every segmenter is judged on", may_change=True
+    )
     out: Path = setting(source="[choice] your folder", help="the run folder, new or with --resume")
     size: int = setting(64, "[choice] CPU minutes; [authors' code]: 384", paper=384, help="pixels a side, of square images", low=16)
     real_cases: int | None = setting(
@@ -60,7 +64,7 @@ class Settings(RunSettings):
     warmup: int = setting(10, "[choice] stable start", help="steps of linear warm-up", low=0)
     schedule: Literal["cosine", "constant"] = setting("cosine", "[choice] few steps", help="learning rate after it")
     ema: float = setting(0.0, "[authors' code]: none", help="decay of the weight average, 0 for none", low=0, below=1)
-    accumulate: int = setting(1, "[choice] memory", help="forward passes per step", low=1)
+    accumulate: ClassVar[int] = 1  # no setting: batch norm sees one forward pass, so a batch in parts would be another
     alpha: float = setting(0.6, "[paper]", help="share of real patches (patch merging) or images (mixing)", low=0, high=1)
     patches: int = setting(6, "[paper] 384 / 64", help="patches per side", low=1)
     n: int | None = setting(None, "[paper] all there are", help="generated images used per case", low=1)
@@ -77,18 +81,6 @@ class Settings(RunSettings):
     def deviations(self):
         """The names of emit.compat.DEVIATIONS that are on."""
         return read_compat(self.compat, "train_seg.py")
-
-
-@dataclass(frozen=True)
-class Fold:
-    """What the arms of a fold share: the set, three lists of its cases, the generated images (None: there are none)."""
-
-    number: int
-    labelled: LabelledSet
-    training: list
-    validation: list
-    test: list
-    generated: Generated | None
 
 
 def open_labelled(settings):
@@ -108,22 +100,6 @@ def open_labelled(settings):
     return replace(open_set(settings.data), real_cases=settings.real_cases, size=settings.size, seed=settings.seed)
 
 
-def open_folds(settings, labelled):
-    """Return the folds, after looking for too few cases and for leaks."""
-    folds = []
-    for number, split in enumerate(labelled.splits):
-        training = labelled.training(number)
-        validation, test = (select(labelled.cases, ids) for ids in (split.validation, split.test))
-        generated = None
-        if settings.generated is not None:
-            generated = Generated(settings.generated / f"fold{number}", settings.n)
-            generated.refuse_leaks(test)
-        if "select_on_test" in settings.deviations:
-            validation = test
-        folds.append(Fold(number, labelled, training, validation, test, generated))
-    return folds
-
-
 def train_segmenter(arm, fold, settings, folder, seed):
     """Train one segmenter; return it with the weights that did best on the validation part (no such part: the last)."""
     training, validation = (TrainingImages(cases, settings.size) for cases in (fold.training, fold.validation))
@@ -133,8 +109,7 @@ def train_segmenter(arm, fold, settings, folder, seed):
     options = {"shuffle": "no_shuffle" not in settings.deviations, "log_every": settings.select_every}
     run = Run(folder, {"segmenter": network}, replace(settings, seed=seed), name=f"{folder.parent.name}/{folder.name}", **options)
     selected, log = folder / "segmenter.safetensors", folder / "validation.jsonl"
-    reading = {name: to_plain(getattr(fold.labelled.about, name)) for name in ("layout", "window", "channel", "axis", "labels")}
-    header = {"config": asdict(config), "classes": fold.labelled.classes, "size": settings.size, "reading": reading}
+    header = {"config": asdict(config), "classes": fold.labelled.classes, "size": settings.size, "reading": fold.labelled.reading}
     # A step writes the selected weights, the line, and state.pt at its end. What is newer than state.pt is forgotten
     # here and done again, to the same bits: so a kill between any two writes changes nothing.
     lines = read_lines(log, run.done)
@@ -160,44 +135,57 @@ def train_segmenter(arm, fold, settings, folder, seed):
                     save(selected, network.state_dict(), header)
             write_lines(log, lines)
     network.load_state_dict(load_file(selected))
+    for number in range(len(fold.validation)):  # not read again where this run has read them
+        validation.read([number])
+    ledger = Ledger().add(f"segmentation, fold {fold.number}", torch.cat([training.hashes, validation.hashes]))
+    ledger = join([ledger, fold.generated.ledger]) if arm.needs_generated else ledger
+    ledger.write(folder.parent)
+    save(selected, network.state_dict(), header | ledger.header)
     return network.eval()
 
 
 def run_arm(name, fold, seed, settings):
-    """Train and score one segmenter; return {"rows": of its scores, "fidelity": of the generated images it has read}."""
-    folder = run_folder(settings.out, name, fold.number, seed)
-    scores = folder / "scores.json"  # written last
-    if settings.resume and scores.exists():
-        return json.loads(scores.read_text())
+    """Train and score one segmenter; return, for every test set, {"rows": of its scores, "fidelity": of the generated images}."""
+    folders = {test: run_folder(settings.out / test, name, fold.number, seed) for test in fold.tests}
+    if settings.resume and all((folder / "scores.json").exists() for folder in folders.values()):
+        return {test: json.loads((folder / "scores.json").read_text()) for test, folder in folders.items()}
     number = seed_from(settings.seed, "segmenter", fold.number, seed)  # the same weights and order in every arm
-    network = train_segmenter(ARMS[name], fold, settings, folder, number)
-    predictions = predict(network, fold.test, settings.size)
-    save_labels(folder / "predictions.npz", predictions)
-    rows = score(predictions, fold.labelled.classes, settings.tolerance, "fake_pixel" in settings.deviations)
-    fidelity, where = [], {"arm": name, "fold": fold.number, "seed": seed}
+    network = train_segmenter(ARMS[name], fold, settings, folders[""], number)
+    found, where = {}, {"arm": name, "fold": fold.number, "seed": seed}
+    for test, cases in fold.tests.items():
+        predictions = predict(network, cases, settings.size)
+        save_labels(folders[test] / "predictions.npz", predictions)
+        rows = score(predictions, fold.labelled.classes, settings.tolerance, "fake_pixel" in settings.deviations)
+        found[test] = {"rows": [where | row for row in rows], "fidelity": []}
     if name == "baseline" and fold.generated is not None:  # does its segmenter find the mask that was asked for?
         pairs = enumerate(fold.generated.pairs())
-        found = {number: (find_labels(network, image), mask, None) for number, (_, image, mask) in pairs}
-        fidelity = score(found, fold.labelled.classes, settings.tolerance)
-    found = {"rows": [where | row for row in rows], "fidelity": [where | row for row in fidelity]}
-    write_json(scores, found)
+        asked = {number: (find_labels(network, image), mask, None) for number, (_, image, mask) in pairs}
+        fidelity = score(asked, fold.labelled.classes, settings.tolerance)
+        found[""]["fidelity"] = [where | row for row in fidelity]
+    for test, folder in folders.items():  # written last
+        write_json(folder / "scores.json", found[test])
     return found
 
 
-def run_comparison(settings, labelled, folds):
-    """Train and score every arm on every fold and seed, then write the report; return its results."""
-    arms = choose_arms(settings.arms, settings.generated)
+def run_comparison(settings, sets, folds):
+    """Train and score every arm on every fold and seed, then write a report for every test set; return the first one's results."""
+    arms, labelled = choose_arms(settings.arms, settings.generated), sets[""]
     with_images = [fold for fold in folds if fold.generated is not None]
-    manifests = {f"fold{fold.number}": fold.generated.manifest for fold in with_images}
-    save_config(settings.out, settings, manifests, labelled.about.data, labelled.names)
+    inputs = {f"fold{fold.number}": fold.generated.manifest for fold in with_images} | name_tests(settings)
+    save_config(settings.out, settings, inputs, labelled.about.data, labelled.names)
     write_set(settings.out, labelled)
     found = [run_arm(name, fold, seed, settings) for fold in folds for seed in range(settings.seeds) for name in arms]
-    rows, fidelity = ([row for one in found for row in one[table]] for table in ("rows", "fidelity"))
-    beside_real = []  # the test images are those that nothing has seen
-    for fold in with_images:
-        training, test = (TrainingImages(cases, settings.size) for cases in (fold.training, fold.test))
-        beside_real.append(describe_generated(fold.generated.pairs(), training, test))
-    return write_report(settings, labelled, rows, fidelity, beside_real)
+    fidelity = [row for one in found for row in one[""]["fidelity"]]
+    beside_real, results = [], []
+    for fold in with_images:  # the test images are those that nothing has seen
+        unseen = next(filter(None, fold.tests.values()))
+        training, unseen = (TrainingImages(cases, settings.size) for cases in (fold.training, unseen))
+        beside_real.append(describe_generated(fold.generated.pairs(), training, unseen))
+    for test, one in sets.items():
+        rows = [row for scores in found for row in scores[test]["rows"]]
+        if rows:
+            results.append(write_report(replace(settings, out=settings.out / test), one, rows, fidelity, beside_real))
+    return results[0]
 
 
 def main():
@@ -206,8 +194,8 @@ def main():
     settings = parse(Settings, inherit=inherit_set)
     settings = replace(settings, device=str(distributed.start(settings.device)))
     swept, runs = plan_runs(settings)
-    sets = {value: open_labelled(run) for value, run in runs.items()}
-    if len({tuple(labelled.splits) for labelled in sets.values()}) > 1:
+    sets = {value: open_sets(run, open_labelled(run)) for value, run in runs.items()}
+    if len({tuple(found[""].splits) for found in sets.values()}) > 1:
         raise errors.InputError(f"--sweep {swept}: the folders of its values have different splits; make all from one set")
     folds = {value: open_folds(run, sets[value]) for value, run in runs.items()}  # what is refused stops here
     results = {value: run_comparison(run, sets[value], folds[value]) for value, run in runs.items()}

@@ -18,15 +18,17 @@ import torch
 from emit import errors
 from emit.data.cases import read_cases
 from emit.data.edges import HINTS
+from emit.data.images import decode
 from emit.data.similarity import join_near_duplicates
 from emit.data.splits import make_splits, read_splits, select, write_splits
 from emit.errors import InputError
 from emit.files import write_json
 from emit.seeds import generator
-from emit.training.settings import Limited, parse, setting, to_plain
+from emit.training.settings import Limited, parse, setting, show, to_plain
 
 DATASET, SPLITS = "set.json", "splits.json"  # dataset.json is nnU-Net's
 TAKEN_OVER = ("size", "hint", "hed_size", "real_cases", "seed")
+VOLUMES = ("window", "channel", "axis")  # how slices are cut, in LabelledSet.reading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class SetSettings(Limited):
     labels: tuple[str, ...] = setting((), "[choice] from the files", help="value:class,... in the masks, as 1:spleen")
     group: str | None = setting(None, "[choice] by layout", help="regular expression: first group in the name = patient")
     slabs: int = setting(0, "[choice] 0: none", help="cut volumes into slabs that count as patients; for one volume", low=0)
-    folds: int = setting(3, "[paper]", help="cross-validation folds", low=2)
+    folds: int = setting(3, "[paper]", help="cross-validation folds; 1: no test part", low=1)
     splits: Path | None = setting(None, "[choice] made from the seed", help="splits.json or nnU-Net's splits_final.json")
     validation: float = setting(0.2, "[choice] the test fold picks nothing", help="share of training cases", low=0, below=1)
     duplicates: float = setting(0.9, "[choice] as measured on BUSI", help="correlation of one group's images", low=0, high=1)
@@ -76,6 +78,21 @@ class LabelledSet:
         return about | {"folds": len(self.splits)}
 
     @property
+    def reading(self) -> dict:
+        """How pictures become images, as JSON has it, and values: what stands for each class in the mask files.
+
+        Of volumes: window (HU; None: percentiles), channel in the file, axis.
+        """
+        options = getattr(self.cases[0].read, "keywords", {}) if self.cases else {}
+        about = {name: getattr(self.about, name) for name in ("layout", "window", "channel", "axis", "labels")}
+        value_of = {number: value for value, number in reversed(options.get("values", {}).items())}  # of merged labels the first
+        values = [0, *(value_of.get(number, number) for number in range(1, len(self.classes)))]
+        if values == [0, 1] and "masks" in options:
+            levels = (int(decode(path, indices=True).max()) for case in self.cases for path in case.read.keywords["masks"])
+            values[1] = 255 if next(filter(None, levels), 1) > 1 else 1  # a binary mask may be 1 or white
+        return to_plain(about | {name: options[name] for name in VOLUMES if name in options} | {"values": values})
+
+    @property
     def names(self) -> list[str]:
         """What identifies the set wherever it lies."""
         return [*(case.id for case in self.cases), json.dumps(self.description), *map(str, self.splits)]
@@ -104,6 +121,24 @@ def open_set(path: Path, data: Path | None = None) -> LabelledSet:
         described = Path(data) / DATASET
         about = replace(about, data=read_description(described)[0].data if described.is_file() else Path(data))
     return replace(read_set(replace(about, splits=Path(path) / SPLITS)), **run)
+
+
+def open_test(path: Path, labelled: LabelledSet, name: str) -> LabelledSet:
+    """Return the set with all cases of another one, of this folder, as the test part of every fold; name begins their ids.
+
+    Raises InputError where the classes differ, or the window or axis of volumes.
+    """
+    described = (Path(path) / DATASET).is_file()
+    given = open_set(path) if described else read_set(SetSettings(data=Path(path), folds=1, validation=0))
+    found, wanted = (one.reading | {"classes": one.classes} for one in (given, labelled))
+    shared = ("classes",) if None in (found["axis"], wanted["axis"]) else ("classes", "window", "axis")
+    for key in (key for key in shared if found[key] != wanted[key]):
+        words = f"its {key}: {show(found[key])}; of {labelled.about.data}: {show(wanted[key])}"
+        raise InputError(f"{path}: {words}; describe it with emit.dataset so that they agree, and give that folder")
+    rename = lambda text: f"{name}/{text}" if text else None  # noqa: E731
+    own = [replace(c, id=rename(c.id), group=rename(c.group), volume=rename(c.volume)) for c in given.cases]
+    splits = [replace(split, test=tuple(case.id for case in own)) for split in labelled.splits]
+    return replace(labelled, cases=[*labelled.cases, *own], splits=splits, about=given.about)
 
 
 def read_set(about: SetSettings) -> LabelledSet:

@@ -1,6 +1,8 @@
 """What every file of ours needs: a fingerprint, a write that is whole or did not happen, room on the disk."""
 
+import csv
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -65,6 +67,15 @@ def write_text(path, text):
 def write_json(path, content, indent=None):
     """Replace the file at path by the content as JSON."""
     write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def write_table(path, rows):
+    """Replace the file at path by these dicts as CSV; every number can be read back exactly."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def check_room(folder, size):

@@ -100,14 +100,6 @@ class Generated:
         for number, line in enumerate(self.lines):
             yield line["case"], self.pictures([number]), decode(self.folder / "masks" / line["file"])
 
-    def refuse_leaks(self, cases):
-        """Raise InputError where a test case was seen by the model that made the images, or by one of its ancestors."""
-        leaks = self.ledger.find(cases)
-        if leaks:
-            named = ", ".join(f"{case} in {stage}" for case, stage in leaks[:10])
-            words = f"{len(leaks)} test cases were seen by the generator or what it came from, such as {named}"
-            raise InputError(f"{self.folder}: {words}; train without the test cases, on the same splits")
-
     def _read(self, numbers):
         (number,) = numbers
         pixels = decode(self.folder / "images" / self.lines[number]["file"])

@@ -66,6 +66,14 @@ class Ledger:
             leaks += [(cases[number].id, entry["stage"]) for number in np.flatnonzero(seen)]
         return leaks
 
+    def refuse(self, cases: list, path):
+        """Raise InputError, about path, where one of these test cases was seen."""
+        leaks = self.find(cases)
+        if leaks:
+            named = ", ".join(f"{case} in {stage}" for case, stage in leaks[:10])
+            words = f"{len(leaks)} test cases were seen in training, such as {named}"
+            raise InputError(f"{path}: {words}; train without the test cases, on the same splits, or test on others")
+
 
 def join(ledgers):
     """Return one ledger with the entries of all, each once."""

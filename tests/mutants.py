@@ -2,7 +2,8 @@
 
 LAYERS, VAE, UNET = "emit/networks/layers.py", "emit/networks/vae.py", "emit/networks/unet.py"
 SEG, COMPARISON = "train_seg.py", "tests/test_train_seg.py"
-PREDICT, FINDINGS = "emit/evaluation/predict.py", "tests/evaluation/test_predict.py"
+FOLDS, NEW, MASKS = "emit/evaluation/folds.py", "emit/predict.py", "tests/test_predict.py"
+SCORING, FINDINGS = "emit/evaluation/scoring.py", "tests/evaluation/test_scoring.py"
 CONTROLNET, TEXT, MODEL = "emit/networks/controlnet.py", "emit/networks/text.py", "emit/model.py"
 SCHEDULE, SAMPLERS, GUIDANCE = (f"emit/diffusion/{name}.py" for name in ("schedule", "samplers", "guidance"))
 OBJECTIVE, HED = "emit/diffusion/objective.py", "emit/networks/hed.py"
@@ -231,19 +232,31 @@ MUTANTS = [
     (SEGMENTER, "log_probability).sum() / mask.numel()", "log_probability).mean()", "tests/networks/test_segmenter.py"),
     # the comparison
     (SEG, "merge(image, other, real)", "merge(other, image, real)", COMPARISON),
-    (SEG, "for ids in (split.validation, split.test))", "for ids in (split.test, split.test))", COMPARISON),
+    (FOLDS, "select(labelled.cases, split.validation)", "select(labelled.cases, split.test)", COMPARISON),
     (SEG, '"shuffle": "no_shuffle" not in settings.deviations', '"shuffle": True', COMPARISON),
     (SEG, '"fake_pixel" in settings.deviations)', "False)", COMPARISON),
-    (SEG, 'if "select_on_test" in settings.deviations:', "if False:", COMPARISON),
+    (FOLDS, 'if "select_on_test" in settings.deviations:', "if False:", COMPARISON),
     (SEG, "torch.where(real, network(pair", "torch.where(~real, network(pair", COMPARISON),
     (SEG, 'lines[-1]["dice"] == max(', 'lines[-1]["dice"] <= max(', COMPARISON),
     (SEG, "read_lines(log, run.done)", "read_lines(log)", COMPARISON),
     (SEG, "read_lines(log, run.done)", "[]", COMPARISON),
     (SEG, 'name == "baseline" and fold.generated', "fold.generated", COMPARISON),
-    (PREDICT, "found.setdefault(case.volume or case.id", "found.setdefault(case.id", FINDINGS),
-    (PREDICT, "sorted(slices, key=lambda case: case.index)", "slices", FINDINGS),
-    (PREDICT, "logits.argmax(0)", "(len(logits) - 1 - logits.flip(0).argmax(0))", FINDINGS),
-    (PREDICT, "logits = unfit(logits, shape)", "pass", FINDINGS),
+    (SCORING, "found.setdefault(case.volume or case.id", "found.setdefault(case.id", FINDINGS),
+    (SCORING, "sorted(slices, key=lambda case: case.index)", "slices", FINDINGS),
+    (SCORING, "logits.argmax(0)", "(len(logits) - 1 - logits.flip(0).argmax(0))", FINDINGS),
+    (SCORING, "logits = unfit(logits, shape)", "pass", FINDINGS),
+    (FOLDS, "ledger.refuse(cases if name else [], name)", "pass", MASKS),
+    (FOLDS, "if not settings.test and not any(", "if not any(", MASKS),
+    (SEG, "json.loads((folder / \"scores.json\").read_text()) for test", "{} for test", MASKS),
+    (SEG, "torch.cat([training.hashes, validation.hashes])", "training.hashes", MASKS),
+    (NEW, "labels[:, ::-1, ::-1].transpose(0, 2, 1)", "labels[:, ::-1].transpose(0, 2, 1)", MASKS),
+    (NEW, "orientations.apply_orientation(canonical, turn)", "canonical", MASKS),
+    (NEW, "network(image).log_softmax(dim=1)", "network(image)", MASKS),
+    (NEW, "count * each", "count", MASKS),
+    (NEW, "if about[name] != first[name])", "if False)", MASKS),
+    (NEW, "for name in items if name not in lines]", "for name in items]", MASKS),
+    ("emit/dataset.py", "255 if next(filter(None, levels), 1) > 1 else 1", "1", MASKS),
+    ("emit/dataset.py", "id=rename(c.id)", "id=c.id", MASKS),
     # checkpoints
     (NAMES, "decoder.up_blocks.{last - level}.resnets", "decoder.up_blocks.{level}.resnets", PUBLIC),
     (NAMES, '_proj.{kind}" for letter in "qkv"', '_proj.{kind}" for letter in "kqv"', TRIPS),

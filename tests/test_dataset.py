@@ -44,7 +44,7 @@ def test_folds_by_name():
 
 LABELS = ["--labels=1", "--labels=spleen", "--labels=:spleen"]
 WINDOWS = ["--window=-160", "--window=1,2,3", "--window=240,-160", "--window=5,5", "--window=wide"]
-NUMBERS = ["--folds=1", "--validation=1", "--validation=-0.1", "--duplicates=1.5", "--axis=3", "--slabs=-1", "--channel=-1"]
+NUMBERS = ["--folds=0", "--validation=1", "--validation=-0.1", "--duplicates=1.5", "--axis=3", "--slabs=-1", "--channel=-1"]
 
 
 @pytest.mark.parametrize("words", [*LABELS, *WINDOWS, *NUMBERS, "--slabs=2"])

@@ -20,6 +20,8 @@ from emit.data.cases import Case
 from emit.data.splits import Split
 from emit.dataset import LabelledSet, SetSettings
 from emit.errors import InputError
+from emit.evaluation.folds import Fold, open_folds
+from emit.ledger import Ledger
 from emit.seeds import generator
 
 CLASSES = ("background", "lesion")
@@ -55,6 +57,8 @@ def make_case(name, level=None):
 class FakeGenerated:
     """Generated images of 0.5 everywhere."""
 
+    ledger = Ledger().add("pre-training", np.array([1, 2], np.uint64))
+
     def images(self, cases, rng):
         return torch.full((len(cases), 1, 16, 16), 0.5)
 
@@ -66,7 +70,7 @@ def make_fold(**change):
     """Return a fold of 8 training cases, whose images are -1 + i / 10, 2 of validation and 3 of the test."""
     training = [make_case(f"t{i}", -1 + i / 10) for i in range(8)]
     parts = [[make_case(f"{part}{i}") for i in range(count)] for part, count in (("v", 2), ("test", 3))]
-    return replace(train_seg.Fold(0, LABELLED, training, *parts, FakeGenerated()), **change)
+    return replace(Fold(0, LABELLED, training, parts[0], {"": parts[1]}, FakeGenerated()), **change)
 
 
 class Spy(nn.Module):
@@ -130,14 +134,14 @@ def test_mix_logits_takes_each_pixels_finding_from_the_image_it_belongs_to(train
 def test_weights_are_selected_on_validation_unless_asked(tmp_path, compat, selects):
     parts = {name: (f"{name} 1", f"{name} 2") for name in ("train", "validation", "test")}
     labelled = replace(LABELLED, cases=[make_case(name) for ids in parts.values() for name in ids], splits=[Split(**parts)])
-    (fold,) = train_seg.open_folds(make_settings(tmp_path, compat=compat), labelled)
-    found = [tuple(case.id for case in part) for part in (fold.training, fold.validation, fold.test)]
+    (fold,) = open_folds(make_settings(tmp_path, compat=compat), {"": labelled})
+    found = [tuple(case.id for case in part) for part in (fold.training, fold.validation, fold.tests[""])]
     assert found == [parts["train"], parts[selects], parts["test"]]
 
 
 def test_the_test_part_is_scored_and_the_baseline_judges_the_generated_images(tmp_path):
     for arm, judged in (("baseline", 1), ("ours", 0)):
-        found = train_seg.run_arm(arm, make_fold(), 0, make_settings(tmp_path))
+        found = train_seg.run_arm(arm, make_fold(), 0, make_settings(tmp_path))[""]
         assert [row["case"] for row in found["rows"]] == ["test0", "test1", "test2"] and len(found["fidelity"]) == judged
         assert all((row["arm"], row["fold"], row["seed"]) == (arm, 0, 0) for row in found["rows"])
 

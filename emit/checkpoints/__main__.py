@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from emit.checkpoints import Checkpoint, read, write_diffusers, write_single
+from emit.checkpoints.reader import read_tensors
 from emit.checkpoints.sizes import version_of
 from emit.errors import run
 from emit.files import sha256
@@ -56,8 +57,11 @@ def main():
     parser.add_argument("--prediction", choices=("eps", "v"), help="what the UNet predicts, if the file does not say")
     arguments = parser.parse_args()
     layout, target = arguments.to or (None, None)
+    header = read_tensors(arguments.file)[1] if arguments.file.suffix == ".safetensors" else {}
     if (layout in ("diffusers", "single")) != (arguments.command == "export"):
         parser.error("export takes FILE --to diffusers FOLDER or --to single FILE2; inspect takes FILE alone")
+    if arguments.command == "inspect" and "classes" in header:  # stage 3's, which is no part of Stable Diffusion
+        return print(*(f"{name:<11} {header[name]}" for name in sorted(header)), sep="\n")
     checkpoint = read(arguments.file, arguments.ema, arguments.prediction)
     if arguments.command == "inspect":
         inspect(arguments.file, checkpoint)

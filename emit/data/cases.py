@@ -208,7 +208,7 @@ def list_nnunet(root, modality=None, window=None, channel=0, labels=None, axis=2
     listing.check_pairs(chosen, {name: [path] for name, path in masks.items()}, flat=False)
     files = [(name, path, channel if pictures.get(name) == path else 0, masks[name]) for name, path in chosen.items()]
     organ = re.sub(r"^(task|dataset)?\d+_", "", dataset.lower())
-    return _list_slices(files, dict.fromkeys(declared, 0) | values, modality, organ, window, axis), classes
+    return list_slices(files, dict.fromkeys(declared, 0) | values, modality, organ, window, axis), classes
 
 
 def list_volume(root, modality=None, window=None, channel=0, labels=None, axis=2):
@@ -224,7 +224,7 @@ def list_volume(root, modality=None, window=None, channel=0, labels=None, axis=2
     present = np.unique(volumes.load_labels(*masks)).tolist()
     classes, values = listing.number_labels(root, labels or listing.name_values(root, set(present) - {0}))
     files = [(stem, path, channel, *masks) for stem, path in pictures.items()]
-    return _list_slices(files, dict.fromkeys(present, 0) | values, modality, classes[1], window, axis), classes
+    return list_slices(files, dict.fromkeys(present, 0) | values, modality, classes[1], window, axis), classes
 
 
 LAYOUTS = {
@@ -233,12 +233,12 @@ LAYOUTS = {
 }  # fmt: skip
 
 
-def _list_slices(files, values, modality, organ, window, axis):
-    """List the slices of every (name, path, channel, path of the mask)."""
+def list_slices(files, values, modality, organ, window, axis):
+    """List the slices of every (name, path, channel, path of the mask or None)."""
     window = window or (SOFT_TISSUE if modality == "CT" else None)  # None: percentiles of the volume
     cases = []
     for name, path, channel, mask_path in files:
-        shape, spacing = volumes.read_grid(path, channel, mask_path)
+        shape, spacing = volumes.read_grid(path, channel, mask_path or path)
         column, row = (spacing[a] for a in range(3) if a != axis)
         for index in range(shape[axis]):
             read = partial(volumes.load_slice, channel=channel, window=window, mask_path=mask_path, values=values, axis=axis,

@@ -22,16 +22,16 @@ class Split:
 
 
 def make_splits(cases, folds=3, seed=0, validation=0.2):
-    """Split cases into folds: every case is tested once, no group is on two sides, strata are balanced.
+    """Split cases into folds: every case is tested once, no group is on two sides, strata are balanced. One fold tests none.
 
     validation: the share of a fold's other cases that is held out to select on, by group as well; 0 for none.
     Depends on ids, groups, strata and seed, not on the order of the cases. Raises InputError on too few groups.
     """
-    fold_of = _stratify(cases, [1 / folds] * folds, seed_from("folds", seed))
+    fold_of = _stratify(cases, [1 / folds] * folds, seed_from("folds", seed)) if folds > 1 else {}
     splits = []
     for fold in range(folds):
-        test = tuple(sorted(case.id for case in cases if fold_of[case.group] == fold))
-        others = [case for case in cases if fold_of[case.group] != fold]
+        test = tuple(sorted(case.id for case in cases if fold_of.get(case.group) == fold))
+        others = [case for case in cases if fold_of.get(case.group) != fold]
         splits.append(_hold_out_validation(others, validation, seed_from("validation", seed, fold), test))
     check_splits(splits, cases)
     return splits
@@ -87,7 +87,7 @@ def check_splits(splits, cases, path="splits"):
                 if side_of.setdefault(group, side) != side:
                     raise InputError(f"{path}: fold {fold}: group {group!r} is in {side_of[group]} and {side}; "
                                      "move all its cases to one side")  # fmt: skip
-        if not split.train or not split.test:
+        if not split.train or not (split.test or len(splits) == 1):
             raise InputError(f"{path}: fold {fold}: train or test is empty; take other folds")
     tested = Counter(name for split in splits for name in split.test)
     if tested and max(tested.values()) > 1:

@@ -89,7 +89,10 @@ def cut(array, axis, index):
 
 
 def load_slice(path, channel, window, mask_path, values, axis, index):
-    """Return image float32 (H, W) in [-1, 1] and mask uint8 (H, W) of class numbers. values: {label: class number}."""
+    """Return image float32 (H, W) in [-1, 1] and mask uint8 (H, W) of class numbers, None without a mask_path.
+
+    values: {label: class number}.
+    """
     array, window = load_image(path, channel, window)
     image = normalise(cut(array, axis, index), window)
-    return image, number_classes(mask_path, cut(load_labels(mask_path), axis, index), values)
+    return image, mask_path and number_classes(mask_path, cut(load_labels(mask_path), axis, index), values)

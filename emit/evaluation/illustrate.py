@@ -8,7 +8,7 @@ import numpy as np
 from emit.data.cache import TrainingImages
 from emit.data.images import decode
 from emit.evaluation.figures import costing_nothing, save_contours, save_curves, save_generated, save_paired
-from emit.evaluation.predict import group_volumes
+from emit.evaluation.scoring import group_volumes
 from emit.evaluation.statistics import tabulate
 from emit.generated import read_manifest
 
@@ -20,8 +20,8 @@ SHOWN = f"At most {MOST_ARMS} arms: baseline, best classical, then those with ge
 CAPTIONS = {
     "Every case under every arm": "One line per case, its Dice averaged over seeds and classes: blue gains, vermilion loses. "
     "Boxes: quartiles; whiskers: the farthest case within 1.5 times their distance.",
-    "Contours": "Cases at the 10th, 50th and 90th percentile of the baseline's Dice, first seed, among those with a target; "
-    f"of a volume, the slice with the largest target and the Dice of the whole volume. {SHOWN}",
+    "Contours": "Cases at the 10th, 50th and 90th percentile of the baseline's Dice, first fold and seed, among those with a "
+    f"target; of a volume, the slice with the largest target and the Dice of the whole volume. {SHOWN}",
     "Generated images": f"Fold 0, cases evenly spaced in the manifest, the first {SAMPLES} samples of each. Yellow: the label.",
     "Learning curves": f"Mean over folds and seeds; the band is their range. {SHOWN}",
 }
@@ -60,8 +60,9 @@ def choose_percentiles(scores) -> dict[str, int]:
 
 def collect_examples(folder, arms, rows, cases) -> list[dict]:
     """Return what `save_contours` draws."""
-    names, seeds, table = tabulate(rows)
-    fold_of = {row["case"]: row["fold"] for row in rows if row["target"]}  # contours of nothing show nothing
+    first = {row["case"]: row["fold"] for row in reversed(rows)}  # a --test set is scored in every fold
+    names, seeds, table = tabulate(row for row in rows if row["fold"] == first[row["case"]])
+    fold_of = {row["case"]: first[row["case"]] for row in rows if row["target"]}  # contours of nothing show nothing
     dice = {arm: dict(zip(names, table[arm][0].tolist(), strict=True)) for arm in arms}  # of the first seed
     examples = []
     for name, percentile in choose_percentiles({case: dice["baseline"][case] for case in fold_of}).items():

@@ -27,6 +27,7 @@ def write_page(path, results, tables, figures, labelled, settings) -> None:
     """Write the page. tables: {name: rows of strings, header first}; figures: [(title, path, caption)]."""
     seeds, stamp, code = results["seeds"], escape(results["stamp"]), results["code"]
     spreads = ", ".join(f"{arm} {entry['dice']['seed_spread']:.4f}" for arm, entry in results["arms"].items())
+    times = "once" if results["folds"] == 1 else f"by the segmenters of {results['folds']} folds, whose mean counts,"
     rows = [[f.name, show(getattr(settings, f.name)), f.metadata["source"], f.metadata["help"]] for f in fields(settings)]
     text = f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -37,10 +38,10 @@ def write_page(path, results, tables, figures, labelled, settings) -> None:
 <div class="result">{make_paragraphs(results["conclusion"])}</div>
 <h2>Scores</h2>
 {make_table(tables["main"])}
-<p>{results["cases"]} cases in {results["groups"]} groups, {seeds} seed{"s" if seeds > 1 else ""}; each case is tested once per
-seed, at its native size, a volume as a whole. Dice: mean over cases and classes +- standard deviation between cases; difference:
-to the baseline. Distances: median over all cases, a missed lesion or a false alarm being infinite (how many are). The others:
-means. NSD: share of the surfaces within {settings.tolerance:g} {"/".join(results["units"])}.
+<p>{results["cases"]} cases in {results["groups"]} groups, {seeds} seed{"s" if seeds > 1 else ""}; each case is tested {times}
+per seed, at its native size, a volume as a whole. Dice: mean over cases and classes +- standard deviation between cases;
+difference: to the baseline. Distances: median over all cases, a missed lesion or a false alarm being infinite (how many are).
+The others: means. NSD: share of the surfaces within {settings.tolerance:g} {"/".join(results["units"])}.
 {f"Standard deviation of mean Dice between seeds: {spreads}." if seeds > 1 else ""}</p>
 {"".join(make_figure(*figure) for figure in figures)}
 {make_paragraphs([*results["fidelity"]["sentences"], *results["beside_real"]["sentences"]])}
@@ -59,8 +60,9 @@ infinite distance. Other codes drop some of these cases (docs/metrics.md).</p>
 <p>A group is a patient or, where none is known, a set of look-alike pictures; none may be on two sides. Weights are chosen on
 the validation cases; with select_on_test on the test cases: then the scores are too good.</p>
 <p>The content of every test case was looked for among all cases that the generator of its fold, or any model it came from, was
-trained on, and not found: else there is no comparison. Near-duplicates, and slices that were read there with another window,
-channel or axis, are not recognised. Weights without a ledger, such as public ones, cannot be checked: they are unknown.</p>
+trained on, that of a --test set also among the training and validation cases, and not found: else there is no comparison.
+Near-duplicates, and slices that were read there with another window, channel or axis, are not recognised. Weights
+without a ledger, such as public ones, cannot be checked: they are unknown.</p>
 <h2>Settings</h2>
 <p>emit-diff {code["version"]} (commit {code["commit"] or "unknown"}{", with changes" if code["changed"] else ""}).</p>
 {make_table([["setting", "value", "source of the default", "meaning"], *rows])}

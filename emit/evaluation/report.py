@@ -4,8 +4,6 @@ Two families of tests, each with Holm's correction: the arms with generated imag
 classical arm, and every other arm against the baseline.
 """
 
-import csv
-import io
 import json
 from dataclasses import asdict
 
@@ -17,7 +15,7 @@ from emit.evaluation.illustrate import illustrate
 from emit.evaluation.metrics import KINDS, summarise
 from emit.evaluation.page import write_page
 from emit.evaluation.statistics import LEVEL, compare_arms, conclude, describe, tabulate, verdict
-from emit.files import write_json, write_text
+from emit.files import write_json, write_table
 from emit.generated import read_manifest
 from emit.seeds import seed_from
 from emit.training.settings import code_version
@@ -32,11 +30,7 @@ def write_report(settings, labelled, rows, fidelity=(), beside_real=()) -> dict:
     rows: dicts with arm, fold, seed, case, and what `score_case` returns; fidelity: such rows of generated images against the
     masks that were asked for, by the baseline's segmenters; beside_real: one dict of `describe_generated` per fold.
     """
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]))  # every number can be read back exactly
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(settings.out / "per_case.csv", text.getvalue())
+    write_table(settings.out / "per_case.csv", rows)
     deviations = ", ".join(find_deviations(settings))
     results = {
         "settings": asdict(settings),
@@ -49,7 +43,8 @@ def write_report(settings, labelled, rows, fidelity=(), beside_real=()) -> dict:
     plain = json.loads(json.dumps(results, default=str), parse_constant=lambda name: None)  # JSON has no infinity
     write_json(settings.out / "summary.json", plain, indent=1)
     tables = make_tables(results)
-    print(f"\n{results['stamp']}", align(tables["main"]), "", align(tables["kinds"]), "", sep="\n")
+    print(f"\n{settings.out}: tested on {labelled.about.data}\n{results['stamp']}", align(tables["main"]), "", sep="\n")
+    print(align(tables["kinds"]), "", sep="\n")
     print(*results["conclusion"], *results["fidelity"]["sentences"], *results["beside_real"]["sentences"], sep="\n")
     figures = illustrate(rows, results, labelled, settings)
     write_page(settings.out / "report.html", results, tables, figures, labelled, settings)
@@ -91,6 +86,7 @@ def compute(rows, cases, seed) -> dict:
         "classes": list(dict.fromkeys(row["class"] for row in rows)),
         "units": sorted({row["unit"] for row in rows}),
         "seeds": len(seeds),
+        "folds": len({row["fold"] for row in rows if row["case"] == names[0]}),  # whose segmenters each case was tested by
         "cases": len(names),
         "groups": len(set(groups)),
     }

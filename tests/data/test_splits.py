@@ -102,7 +102,8 @@ A, B, C = (tuple(f"g{g}/{i}" for i in range(2)) for g in range(3))
     ([((*A, "g9/0"), B, C)], "'g9/0' is unknown"),
     ([((*A, "g0/0"), B, C)], "'g0/0' is listed twice"),
     ([(A, ("g1/0",), C)], "'g1/1' is in no part"),
-    ([(A, B + C, ())], "is empty"),
+    ([((), A + B, C)], "is empty"),
+    ([(A, B + C, ())] * 2, "is empty"),
     ([(A, B, C)] * 2, "tested in two folds"),
 ])  # fmt: skip
 def test_leaks_and_unknown_cases_are_refused(splits, said):

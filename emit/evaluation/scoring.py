@@ -47,14 +47,14 @@ def predict(network, cases, size: int) -> dict[str, tuple]:
     """Segment cases on their native grid: {volume, or id of a flat picture: (labels, target, spacing)}.
 
     size: side S of the square that the network sees. Labels and target, as annotated: (H, W), of a volume (D, H, W).
-    spacing: mm along each axis, or None.
+    spacing: mm along each axis, or None. The target of a case without a mask is None.
     """
     found = {}
     for name, slices in group_volumes(cases).items():
         pairs, first = [], slices[0]
         for case in slices:
             image, target = case.load()
-            pairs.append((find_labels(network, fit(image, size, LINEAR, -1.0)[None, None], target.shape), target))
+            pairs.append((find_labels(network, fit(image, size, LINEAR, -1.0)[None, None], image.shape), target))
         labels, target = map(np.stack, zip(*pairs, strict=True))  # (D, H, W)
         spacing = first.spacing and (first.thickness, *first.spacing)
         found[name] = (labels[0], target[0], first.spacing) if first.volume is None else (labels, target, spacing)

@@ -9,7 +9,7 @@ from torch import nn
 
 from emit.data.cache import TrainingImages
 from emit.data.cases import Case
-from emit.evaluation.predict import find_labels, predict, save_labels, score, validate
+from emit.evaluation.scoring import find_labels, predict, save_labels, score, validate
 
 
 class Fixed(nn.Module):

@@ -1,0 +1,70 @@
+"""The folds of the comparison: which cases learn, select and are tested, in the set itself and in every set of --test."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from emit.data.similarity import content_hash
+from emit.data.splits import select
+from emit.dataset import LabelledSet, open_test
+from emit.errors import InputError
+from emit.generated import Generated
+from emit.ledger import Ledger, join
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What the arms of a fold share: the set, lists of its cases, the generated images (None: there are none).
+
+    tests: {"": the fold's own test part, name of a --test set: all its cases}.
+    """
+
+    number: int
+    labelled: LabelledSet
+    training: list
+    validation: list
+    tests: dict
+    generated: Generated | None
+
+
+def name_tests(settings) -> dict:
+    """Return {name: folder} of every --test: what its results, test_<folder>, are called."""
+    named = {f"test_{path.resolve().name}": path for path in settings.test}
+    if len(named) < len(settings.test):
+        raise InputError(f"--test: two folders end in one name, of {', '.join(map(str, settings.test))}; rename one")
+    return named
+
+
+def open_sets(settings, labelled) -> dict[str, LabelledSet]:
+    """Return {"": the labelled set, name: the same with the cases of a --test folder as the test part of every fold}."""
+    if not settings.test and not any(split.test for split in labelled.splits):
+        raise InputError(f"{labelled.about.data}: has no test part; give --test, or two folds or more to emit.dataset")
+    return {"": labelled} | {name: open_test(folder, labelled, name) for name, folder in name_tests(settings).items()}
+
+
+def open_folds(settings, sets) -> list[Fold]:
+    """Return the folds, after looking for too few cases and for leaks. sets: of `open_sets`."""
+    labelled, folds = sets[""], []
+    for number, split in enumerate(labelled.splits):
+        training, validation = labelled.training(number), select(labelled.cases, split.validation)
+        tests = {name: select(one.cases, one.splits[number].test) for name, one in sets.items()}
+        generated = None
+        if settings.generated is not None:
+            generated = Generated(settings.generated / f"fold{number}", settings.n)
+            generated.ledger.refuse(tests[""], generated.folder)
+        if "select_on_test" in settings.deviations:
+            validation = tests[""]
+        folds.append(Fold(number, labelled, training, validation, tests, generated))
+    if len(sets) > 1:
+        ledger = list_seen(folds)
+        for name, cases in folds[0].tests.items():
+            ledger.refuse(cases if name else [], name)
+    return folds
+
+
+def list_seen(folds) -> Ledger:
+    """Return the ledger of what the segmenters of all folds learn from and select on, generated images included."""
+    seen = {case.id: case for fold in folds for case in (*fold.training, *fold.validation)}
+    hashes = np.array([content_hash(case.image) for case in seen.values()], np.uint64)
+    images = [fold.generated.ledger for fold in folds if fold.generated is not None]
+    return join([Ledger().add("the cases of training and validation", hashes), *images])
