@@ -119,13 +119,14 @@ def train_segmenter(arm, fold, settings, folder, seed):
         if arm.needs_generated:
             other = fold.generated.images([case.id for case in batch.cases], run.rng)
         image, mask, other, real = (tensor.to(run.device) for tensor in (image, mask, other, real))
+        mix_logits = "mix_logits" in settings.deviations  # two forward passes, one augmentation for both
+        pair = torch.cat([image, other], dim=1) if mix_logits else merge(image, other, real)  # (B, 2 or 1, S, S)
+        pair, mask = augment(pair, mask, arm.augmentation, run.rng)  # the mask is right for both: generated images follow it
         with run.autocast():
-            if "mix_logits" in settings.deviations:  # two forward passes, one augmentation for both
-                pair, mask = augment(torch.cat([image, other], dim=1), mask, arm.augmentation, run.rng)  # (B, 2, S, S)
+            if mix_logits:
                 logits = torch.where(real, network(pair[:, :1]), network(pair[:, 1:]))  # (B, K, S, S)
-            else:  # the inputs are mixed; the mask is right for both, as generated images follow it
-                image, mask = augment(merge(image, other, real), mask, arm.augmentation, run.rng)
-                logits = network(image)  # (B, K, S, S)
+            else:
+                logits = network(pair)  # (B, K, S, S)
         run.update(dice_ce_loss(logits, mask))
         if run.due(settings.select_every) or run.done == settings.steps:
             with run.ema_weights():

@@ -261,7 +261,7 @@ def test_a_sweep_of_images_reads_each_values_own_folder(tmp_path):
 def test_average_and_precision_reach_the_segmenter(tmp_path, change):
     weights = []
     for place, settings in enumerate((make_settings(tmp_path), make_settings(tmp_path, **change))):
-        network = train_seg.train_segmenter(ARMS["baseline"], make_fold(), settings, tmp_path / str(place), 0)
+        network = train_seg.train_segmenter(ARMS["nnunet"], make_fold(), settings, tmp_path / str(place), 0)
         weights.append(torch.cat([parameter.flatten() for parameter in network.parameters()]))
     assert not torch.equal(*weights)
 
