@@ -105,6 +105,8 @@ def test_a_resumed_run_scores_a_further_set_and_changes_no_other(folder, tmp_pat
     assert {path: path.read_bytes() for path in before} == before
     other, again = (json.loads((seg / f"test_{name}" / "summary.json").read_text()) for name in ("other", "further"))
     assert other["arms"] == again["arms"]
+    call(train_seg, "--data", folder / "set", "--test", tests, *SHORT, "--out", seg, "--resume")  # all is there already
+    assert other["arms"] == json.loads((seg / "test_other" / "summary.json").read_text())["arms"]
     next(further.rglob("*_mask.png")).unlink()
     with pytest.raises(InputError, match=r"test_further changed since|has no mask"):
         call(train_seg, "--data", folder / "set", "--test", tests, *SHORT, "--out", seg, "--resume")

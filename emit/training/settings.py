@@ -145,7 +145,8 @@ def add_flag(group, f, kind):
     elif f.metadata["nargs"]:
         group.add_argument(flag_of(f.name), nargs=f.metadata["nargs"], metavar="TEXT", **words)
     else:
-        group.add_argument(flag_of(f.name), type=lambda text: to_value(text, kind), metavar=type_name(kind), **words)
+        several = {"action": "extend"} if get_origin(kind) is tuple else {}  # given twice: both
+        group.add_argument(flag_of(f.name), type=lambda text: to_value(text, kind), metavar=type_name(kind), **several, **words)
 
 
 def to_value(text, kind):

@@ -48,6 +48,7 @@ def test_presets_flags_and_types():
     assert (found.vae, found.lr, found.count, found.share, found.widths) == (Path("v"), 2.0, 3, 0.5, (4, 5))
     assert (found.arms, found.ema, found.schedule, found.resume) == (("a", "b"), False, "cosine", True)
     assert read("--vae", "none", "--share=None", "--arms", "").vae is None
+    assert read("--arms", "a,b", "--arms", "c").arms == ("a", "b", "c")  # given twice: both
 
 
 @pytest.mark.parametrize(
