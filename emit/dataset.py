@@ -95,7 +95,7 @@ class LabelledSet:
     @property
     def names(self) -> list[str]:
         """What identifies the set wherever it lies."""
-        return [*(case.id for case in self.cases), json.dumps(self.description), *map(str, self.splits)]
+        return [*(f"{case.id}: {case.prompt}" for case in self.cases), json.dumps(self.description), *map(str, self.splits)]
 
     def training(self, fold: int) -> list:
         """Return a fold's training cases: all, or real_cases of them in an order that the seed draws, so that sets nest."""

@@ -80,7 +80,10 @@ def write_table(path, rows):
 
 def check_room(folder, size):
     """Refuse to begin where `size` bytes have no room: for results that are written after hours."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
     free = shutil.disk_usage(folder).free
     if free < size:
         raise InputError(f"{folder}: has {free / 1e9:.1f} GB free, and the results need {size / 1e9:.1f}; free space")

@@ -150,7 +150,7 @@ def main():
     hed, hed_header = load_hed(settings.hed)
     files = {f"fold{fold}": settings.finetuned / f"fold{fold}" / "controlnet.safetensors" for fold in folds}
     found = [checkpoints.read(controlnet) for controlnet in files.values()]  # all can be, before anything is written
-    prediction = None if found[0].prediction == "unknown" else found[0].prediction
+    prediction = found[0].prediction  # one for all folds: they come from one run
     for folder in [run.out / name for run in runs.values() for name in files]:
         if not settings.resume and read_manifest(folder):
             raise errors.InputError(f"{folder}: already holds images; go on with --resume or choose another folder")

@@ -8,6 +8,7 @@ checkpoints there (in a diffusers folder: inside it). So a header stays short, w
 import hashlib
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,8 @@ def open_ledger(path: Path | None, header: dict) -> Ledger:
     path, lists = Path(path or ".").absolute(), {}
     try:
         entries = [{name: entry[name] for name in ("stage", "cases", "hashes")} for entry in header.get("ancestry", [])]
+        if not all(re.fullmatch("[0-9a-f]{64}", entry["hashes"]) and isinstance(entry["cases"], int) for entry in entries):
+            raise TypeError
     except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{path}: its ancestry is damaged, so leaks cannot be ruled out; write the file anew") from error
     for name in {entry["hashes"] for entry in entries}:

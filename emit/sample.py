@@ -24,19 +24,21 @@ from tqdm import tqdm
 
 from emit import errors
 from emit.data.edges import contour
-from emit.data.images import decode, read_pair
+from emit.data.geometry import resize
+from emit.data.images import decode, is_coloured, read_pair, to_levels
 from emit.errors import InputError
-from emit.files import sha256, write_bytes
+from emit.files import sha256, write_atomic, write_bytes
 from emit.generated import find_fault, to_bytes
-from emit.model import EmitDiff, Sampling, find_edges, load_hed, to_grey
+from emit.model import EmitDiff, Sampling, find_edges, hed_side, load_hed, to_grey
 from emit.training import distributed
-from emit.training.settings import SamplingSettings, code_version, flag_of, parse, setting, to_plain
+from emit.training.settings import SamplingSettings, code_version, flag_of, parse, setting, show, to_plain
 
 CHUNK = "emit.sample"  # name of the PNG's text chunk
-LIKE = {  # what Stable Diffusion 1.5's own folder and diffusers' pipelines do
+LIKE = {  # values that --like stands for: those of the model's own folder and of diffusers' pipelines
     "sd15": {"method": "plms", "steps": 50, "spacing": "leading", "guidance": 7.5, "guided": "text", "size": "512x512"}
 }
-FILES = ("model", "controlnet", "hed", "edges", "picture", "mask")
+CONDITIONS = ("edges", "picture", "mask")
+FILES = ("model", "controlnet", "hed", *CONDITIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,9 @@ class Settings(SamplingSettings):
     picture: Path | None = setting(None, "[choice] none", help="condition: the edges that HED finds in a picture")
     mask: Path | None = setting(None, "[choice] none", help="condition: the outline of a mask; with --picture both, as in stage 2")
     prediction: Literal["eps", "v"] | None = setting(None, "[choice] as the file says", help="of a model that does not say it")
-    seeds: tuple[int, ...] = setting((0,), "[choice] any numbers", help="one picture of each prompt for each", low=0)
+    seeds: tuple[int, ...] = setting(
+        (0,), "[choice] any numbers", help="one picture of each prompt for each", low=0, high=2**64 - 1
+    )
     size: str | None = setting(None, "[choice] the condition's", help="WIDTHxHEIGHT in pixels")
     like: Literal["sd15"] | None = setting(None, "[choice] none", help="the values of Stable Diffusion 1.5's folder")
     again: Path | None = setting(None, "[choice] none", help="a PNG of this program: make it once more")
@@ -63,56 +67,70 @@ class Settings(SamplingSettings):
             raise InputError("--edges: is a whole condition; leave out --picture and --mask")
         if self.picture is not None and self.hed is None:
             raise InputError("--picture: its edges are found by HED; give --hed FILE, or --edges")
+        if self.again is None and any(one is not None and other is None for one, other in self.needs()):
+            raise InputError("--controlnet or --hed: would do nothing; the one needs a condition, the other --picture")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise InputError(f"--seeds: is {show(self.seeds)}; give different numbers")
+
+    def needs(self):
+        """Return pairs of settings, the first of which does nothing without the second."""
+        return (self.hed, self.picture), (self.controlnet, self.edges or self.picture or self.mask)
 
 
 def inherit(given):
     """Return, for `parse`, the values that --again or --like stand for, and where they come from."""
-    if "again" in given:
-        values = read_about(given["again"])["settings"]
-        kinds = {name: Path(value) for name, value in values.items() if name in FILES and value is not None}
-        values |= kinds | {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-        free = {"out", "device", "again", "like", *(name for name in FILES if name in given)}  # moved files are compared
-        return {name: value for name, value in values.items() if name not in free}, given["again"]
-    return {name: value for name, value in LIKE.get(given.get("like"), {}).items() if name not in given}, "--like"
+    if given.get("again") is None:
+        return {name: value for name, value in LIKE.get(given.get("like"), {}).items() if name not in given}, "--like"
+    stated = read_about(given["again"])["settings"]
+    paths = {name: Path(value) for name, value in stated.items() if name in FILES and value is not None}
+    lists = {name: tuple(value) for name, value in stated.items() if isinstance(value, list)}
+    free = {"out", "device", "again", "like", *(name for name in FILES if name in given)}  # moved files are compared
+    return {name: value for name, value in (stated | paths | lists).items() if name not in free}, given["again"]
 
 
 def read_about(path):
     """Return what a PNG of this program says about itself: settings, sha256 of the files read, versions."""
     try:
         with Image.open(path) as file:
-            return json.loads(file.text[CHUNK])
-    except (OSError, AttributeError, KeyError, ValueError) as error:
+            about = json.loads(file.text[CHUNK])
+        return {name: about[name] for name in ("settings", "sha256")}
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: is no picture of emit.sample; give one with its text chunk") from error
 
 
-def read_condition(settings, hed, step):
+def read_condition(settings, step):
     """Return the hint (1, 3, H, W) in [0, 1], or None without a condition, and its size (H, W), multiples of `step`.
 
     Without --size the condition keeps its own, cut down to the next multiple. All of it is stretched to the size.
     """
-    read = {name: getattr(settings, name) for name in ("edges", "picture", "mask") if getattr(settings, name) is not None}
-    planes = {name: read_plane(name, path) for name, path in read.items()}  # (H, W) each
-    size = read_size(settings.size, next(iter(planes.values())).shape if planes else None, step)
+    planes = {name: read_plane(name, getattr(settings, name)) for name in CONDITIONS if getattr(settings, name) is not None}
+    shapes = {plane.shape for plane in planes.values()}  # (H, W) each
+    if len(shapes) > 1:
+        raise InputError(f"{settings.mask}: its size is not that of {settings.picture}; redraw it on the picture's grid")
+    size = read_size(settings.size, *shapes or [None], step)
     if not planes:
         return None, size
-    edge = torch.zeros(1, 1, *size)
+    edge, hint = planes.get("edges"), torch.zeros(1, 1, *size)
+    if "picture" in planes:
+        hed, header = load_hed(settings.hed)
+        edge = find_edges(hed, planes["picture"][None, None], hed_side(header, max(size)))[0, 0]
+    if edge is not None:
+        hint = resize(edge[None, None], size)
     if "mask" in planes:
         labels = F.interpolate(planes["mask"][None, None], size, mode="nearest-exact")
-        edge = contour(labels[:, 0])  # (1, H, W) -> (1, 1, H, W)
-    if "edges" in planes or "picture" in planes:
-        plane = planes.get("edges", planes.get("picture"))[None, None]
-        plane = F.interpolate(plane, size, mode="bilinear", antialias=True)
-        edge = edge + (plane if "edges" in planes else find_edges(hed, plane))
-    return edge.clamp(0, 1).repeat(1, 3, 1, 1), size
+        hint = hint + contour(labels[:, 0])  # (1, H, W) -> (1, 1, H, W)
+    if hint.max() < 0.05:
+        raise InputError(f"{next(getattr(settings, name) for name in planes)}: is black as a condition; give white (255) on black")
+    return hint.clamp(0, 1).repeat(1, 3, 1, 1), size
 
 
 def read_plane(name, path):
-    """Read a condition's file as float32 (H, W): edges in [0, 1], a picture in [-1, 1], a mask's values as numbers from 0."""
+    """Read a condition's file as float32 (H, W): edges in [0, 1], a picture as training images are, a mask's values from 0."""
     if name == "picture":
         return torch.as_tensor(read_pair(path)[0])
     pixels = decode(path, indices=name == "mask")
     if name == "mask":  # a contour asks only where values differ
-        values = pixels if pixels.ndim == 2 else pixels.astype(np.int64) @ (65536, 256, 1)
+        values = pixels.astype(np.int64) @ (65536, 256, 1) if is_coloured(pixels) else to_levels(path, pixels, {})
         return torch.as_tensor(np.unique(values, return_inverse=True)[1].reshape(values.shape), dtype=torch.float32)
     grey = pixels if pixels.ndim == 2 else pixels.mean(axis=2)
     return torch.as_tensor(grey / (65535 if grey.max() > 255 else 255), dtype=torch.float32)
@@ -120,13 +138,12 @@ def read_plane(name, path):
 
 def read_size(text, own, step):
     """Return (H, W) from "WIDTHxHEIGHT", or the condition's own, cut down to a multiple of step."""
-    if text is None:
-        if own is None or min(own) < step:
-            raise InputError(f"--size: is needed here; give WIDTHxHEIGHT, multiples of {step}")
+    match = re.fullmatch(r"([1-9][0-9]{0,3})x([1-9][0-9]{0,3})", text or "")
+    if text is None and own is not None and min(own) >= step:
         return tuple(side // step * step for side in own)
-    match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text)
     if not match or any(int(side) % step for side in match.groups()):
-        raise InputError(f"--size: is {text}; give WIDTHxHEIGHT, both multiples of {step} for these networks")
+        given = "is needed here" if text is None else f"is {text}"
+        raise InputError(f"--size: {given}; give WIDTHxHEIGHT, both multiples of {step} for these networks")
     return int(match[2]), int(match[1])
 
 
@@ -137,16 +154,19 @@ def read_prompts(texts):
     try:
         lines = [line.strip() for line in Path(texts[0]).read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
-        raise InputError(f"{texts[0]}: cannot be read as text ({error}); give a file with one prompt a line") from error
+        raise InputError(
+            f"{texts[0]}: cannot be read as text ({getattr(error, 'strerror', error)}); give a file with one prompt a line"
+        ) from error
     return tuple(line for line in lines if line) or ("",)
 
 
 def open_model(settings):
-    """Return the model, of its own or the public kind, with a ControlNet where there is a condition to see."""
-    conditioned = any(getattr(settings, name) is not None for name in ("edges", "picture", "mask"))
-    model, headers = EmitDiff.load(settings.model, settings.controlnet if conditioned else None, settings.prediction)
+    """Return the model, with a trained ControlNet where there is a condition to see, and whether its pictures are grey."""
+    model, headers = EmitDiff.load(settings.model, settings.controlnet, settings.prediction)
+    conditioned = any(getattr(settings, name) is not None for name in CONDITIONS)
     if conditioned and not any(layer.weight.any() for (layer,) in model.controlnet.zero_convs):
-        raise InputError(f"{settings.model}: has no trained ControlNet, so it would not see the condition; give --controlnet FILE")
+        file = settings.controlnet or settings.model
+        raise InputError(f"{file}: has no trained ControlNet, so it would not see the condition; give --controlnet FILE")
     return model, bool(headers[0].get("ancestry"))  # a model trained here saw grey pictures alone
 
 
@@ -158,19 +178,30 @@ def save_picture(path, pixels, about):
     write_bytes(path, memory.getvalue())
 
 
+def save_sheet(path, rows):
+    """Write all pictures as one: a row for each prompt, its condition first, white lines between them."""
+    height, width = rows[0][0].shape[:2]
+    sheet = Image.new("RGB", (len(rows[0]) * (width + 2) - 2, len(rows) * (height + 2) - 2), "white")
+    for y, row in enumerate(rows):
+        for x, pixels in enumerate(row):
+            sheet.paste(Image.fromarray(pixels), (x * (width + 2), y * (height + 2)))
+    write_atomic(path, lambda temporary: sheet.save(temporary, "PNG"))
+
+
 def compare(path, pixels):
     """Say whether a picture that was made again is the one in the file."""
     before = np.asarray(Image.open(path)).astype(int)
-    furthest = np.abs(before - pixels).max() if before.shape == pixels.shape else None
+    furthest = np.abs(before - pixels).max()
     print(f"{path}: {'the same pixels' if furthest == 0 else f'differs by up to {furthest} grey levels'}")
 
 
 def check_files(settings):
     """Return {name: SHA-256} of the files read; with --again they must be those that the picture was made from."""
     digests = {name: sha256(getattr(settings, name)) for name in FILES if getattr(settings, name) is not None}
-    expected = read_about(settings.again)["sha256"] if settings.again is not None else digests
-    for name in sorted(expected):
-        if digests.get(name) != expected[name]:
+    if settings.again is None:
+        return digests
+    for name, digest in sorted(read_about(settings.again)["sha256"].items()):
+        if digests.get(name) != digest:
             words = f"is not the file that {settings.again} was made from; give it by {flag_of(name)}"
             raise InputError(f"{getattr(settings, name)}: {words}")
     return digests
@@ -179,17 +210,18 @@ def check_files(settings):
 def main():
     """Draw every prompt with every seed."""
     settings = parse(Settings, inherit=inherit)
-    if settings.out.exists() and any(settings.out.glob("*.png")):
-        raise InputError(f"{settings.out}: already holds pictures; choose another folder")
+    if settings.out.exists() and (not settings.out.is_dir() or any(settings.out.glob("*.png"))):
+        raise InputError(f"{settings.out}: already holds pictures, or is one; choose another folder")
     digests, prompts = check_files(settings), read_prompts(settings.prompt)
     device = distributed.start(settings.device)
-    hed = None if settings.hed is None else load_hed(settings.hed)[0].to(device)
     model, grey = open_model(settings)
     model.to(device).requires_grad_(False)
-    hint, size = read_condition(settings, hed, model.sizes.step)
+    hint, size = read_condition(settings, model.sizes.step)
     known = {"sha256": digests, "code": code_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
     count = len(prompts) * len(settings.seeds)
-    print(f"{settings.out}: {count} pictures of {size[1]} x {size[0]} pixels, {settings.steps} steps, on {device}")
+    print(
+        f"{settings.out}: {count} picture{'s' * (count > 1)} of {size[1]} x {size[0]} pixels, {settings.steps} steps, on {device}"
+    )
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
     sheet = [[] if hint is None else [to_bytes(2 * hint[0, 0] - 1)] for _ in prompts]
     with autocast, tqdm(total=count, unit="picture") as bar:
@@ -201,15 +233,14 @@ def main():
                     words = "look at --guidance, --strength, --precision and the weights"
                     raise InputError(f"{settings.out}: the picture of seed {seed} {fault}; {words}")
                 pixels = to_bytes(to_grey(image)[0, 0] if grey else image[0].permute(1, 2, 0))  # (H, W) or (H, W, 3)
-                alone = replace(settings, prompt=(prompt,), seeds=(seed,), size=f"{size[1]}x{size[0]}")
+                alone = replace(settings, prompt=(prompt,), seeds=(seed,), size=f"{size[1]}x{size[0]}", like=None, again=None)
                 about = {"settings": {f.name: to_plain(getattr(alone, f.name)) for f in fields(alone)}} | known
                 save_picture(settings.out / f"{row:04d}_{seed}.png", pixels, about)
                 sheet[row].append(pixels)
                 bar.update()
     if settings.again is not None:
         compare(settings.again, pixels)
-    rows = [np.concatenate([np.asarray(Image.fromarray(tile).convert("RGB")) for tile in row], axis=1) for row in sheet]
-    save_picture(settings.out / "sheet.png", np.concatenate(rows), {})
+    save_sheet(settings.out / "sheet.png", sheet)
 
 
 if __name__ == "__main__":

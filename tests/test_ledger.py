@@ -57,7 +57,9 @@ def test_a_list_that_is_not_whole_is_refused(tmp_path, fault):
         open_ledger(tmp_path / "model.safetensors", written.header)
 
 
-@pytest.mark.parametrize("ancestry", [None, ["x"], [{"stage": "x", "cases": 1}], {"stage": "x"}])
+@pytest.mark.parametrize(
+    "ancestry", [None, ["x"], [{"stage": "x", "cases": 1}], {"stage": "x"}, [{"stage": "x", "cases": 1, "hashes": "../../x"}]]
+)
 def test_a_damaged_ancestry_is_refused(tmp_path, ancestry):
     (tmp_path / "ledger.json").write_text(json.dumps({"ancestry": ancestry}))
     with pytest.raises(InputError, match="ancestry is damaged"):

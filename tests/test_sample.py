@@ -31,6 +31,7 @@ def files(tmp_path_factory):
     disc = (y - 30) ** 2 + (x - 50) ** 2 < 400
     Image.fromarray((60 + 120 * disc + x).clip(0, 255).astype(np.uint8)).save(folder / "picture.png")
     Image.fromarray((255 * disc).astype(np.uint8)).save(folder / "mask.png")
+    Image.new("L", (48, 32), 1).save(folder / "black.png")
     torch.manual_seed(0)
     write_single(folder / "hed.safetensors", {"hed": HED(DEMO_HED).state_dict()}, {})
     return folder
@@ -74,12 +75,13 @@ def test_conditions(files, tmp_path, monkeypatch):
     """The sheet's first column is the condition: HED's edges, the mask's contour, or both; by default of their own size."""
     sheets = {}
     for name in ("picture", "mask", "both"):
-        words = ["--controlnet", files / "control.safetensors", "--hed", files / "hed.safetensors", "--steps", 1]
+        words = ["--controlnet", files / "control.safetensors", "--steps", 1]
+        words += ["--hed", files / "hed.safetensors"] * (name != "mask")
         for kind in ("picture", "mask"):
             words += [f"--{kind}", files / f"{kind}.png"] * (name in (kind, "both"))
         assert draw(monkeypatch, files, tmp_path / name, *words).shape == (64, 96, 3)  # 70 x 101, cut down to multiples of 16
         sheets[name] = np.asarray(Image.open(tmp_path / name / "sheet.png")).astype(int)
-        assert sheets[name].shape == (64, 192, 3)
+        assert sheets[name].shape == (64, 194, 3)  # a white line between them
         sheets[name] = sheets[name][:, :96, 0]
     assert set(np.unique(sheets["mask"])) == {0, 255} and sheets["mask"][32, 48] == 0  # lines alone
     assert np.abs(sheets["both"] - (sheets["picture"] + sheets["mask"]).clip(0, 255)).max() <= 1  # two roundings
@@ -107,6 +109,16 @@ def test_like_sd15_leaves_what_a_flag_says():
         (["--edges", "edges.png", "--mask", "mask.png", "--controlnet", "control.safetensors"], "leave out --picture and --mask"),
         (["--again", "mask.png"], "mask.png: is no picture of emit.sample"),
         (["--prompt", "none.txt", "--size", "16x16"], "none.txt: cannot be read as text"),
+        (["--size", "16x16", "--controlnet", "control.safetensors"], "--controlnet or --hed: would do nothing"),
+        (["--size", "16x16", "--hed", "hed.safetensors"], "--controlnet or --hed: would do nothing"),
+        (["--size", "16x16", "--seeds", ""], "--seeds: is none; give different numbers"),
+        (["--size", "16x16", "--seeds", "3,3"], "--seeds: is 3,3; give different numbers"),
+        (["--size", "16x16", "--method", "plms", "--steps", "1000"], "--spacing: leading takes at most 999 steps"),
+        (["--edges", "black.png", "--controlnet", "control.safetensors"], "black.png: is black as a condition"),
+        (
+            ["--picture", "picture.png", "--hed", "hed.safetensors", "--mask", "edges.png", "--controlnet", "control.safetensors"],
+            "edges.png: its size is not that of .*picture.png",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_line(files, tmp_path, monkeypatch, words, message):

@@ -151,11 +151,14 @@ def load(module, tensors, path, part):
 def settle_prediction(path, header, version, prediction):
     """Return "eps" or "v"; None where nothing states it (Stable Diffusion 2 files have the same names for both)."""
     file = path / "scheduler" / "scheduler_config.json"
-    scheduler = configs.read_json(file).get("prediction_type", "epsilon") if file.is_file() else None
-    scheduler = {theirs: ours for ours, theirs in configs.PREDICTIONS.items()}.get(scheduler, scheduler)
+    config = configs.read_json(file) if file.is_file() else {"prediction_type": None}
+    if config.get("rescale_betas_zero_snr"):
+        raise InputError(f"{file}: asks for a schedule of zero terminal SNR, which no program here reads; take another model")
+    scheduler = config.get("prediction_type", "epsilon")
+    scheduler = {theirs: ours for ours, theirs in configs.PREDICTIONS.items()}.get(str(scheduler), scheduler)
     stated = {"its header says": header.get("config", {}).get("prediction")}
     stated |= {"its scheduler says": scheduler, "--prediction is": prediction}
-    stated = {source: value for source, value in stated.items() if value is not None}
+    stated = {source: str(value) for source, value in stated.items() if value is not None}
     if len(set(stated.values())) > 1 or not configs.PREDICTIONS.keys() >= set(stated.values()):
         statements = ", ".join(f"{source} {value}" for source, value in stated.items())
         raise InputError(f"{path}: {statements}; give a file that says eps or v, and --prediction only where none does")

@@ -54,12 +54,15 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
 
     What a damaged pickle raises is anything; ValueError where it holds something else.
     """
-    options = {"map_location": "cpu", "mmap": is_zipfile(path)}
-    with warnings.catch_warnings(action="ignore"):  # of TorchScript archives, which are an error here
+    misnamed = path.suffix == ".safetensors"  # torch.load would believe the name of a path, and maps paths alone
+    options = {"map_location": "cpu", "mmap": is_zipfile(path) and not misnamed}
+    with warnings.catch_warnings(action="ignore"), open(path, "rb") as file:  # warnings: of TorchScript, an error here
+        source = file if misnamed else path
         try:
-            content = torch.load(path, weights_only=True, **options)
+            content = torch.load(source, weights_only=True, **options)
         except pickle.UnpicklingError:  # a TorchScript archive was turned down with another error
-            content = torch.load(path, weights_only=False, pickle_module=RESTRICTED, **options)
+            file.seek(0)
+            content = torch.load(source, weights_only=False, pickle_module=RESTRICTED, **options)
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError("a pickle without a state dict of tensors, nothing of it was executed")

@@ -48,7 +48,7 @@ def read_mask(path, values):
     pixels = decode(path, indices=True)
     if is_coloured(pixels):
         return _match_colours(path, pixels, values)
-    return number_classes(path, _grey_levels(path, pixels, values), values)
+    return number_classes(path, to_levels(path, pixels, values), values)
 
 
 def number_classes(path, levels, values):
@@ -66,13 +66,13 @@ def find_values(path):
     if is_coloured(pixels):
         near = {name: np.abs(pixels.astype(int) - rgb).max(-1) <= 32 for name, rgb in COLOURS.items()}
         return {name for name, hit in near.items() if hit.any()}
-    values = set(np.unique(_grey_levels(path, pixels, {})).tolist()) - {0}
+    values = set(np.unique(to_levels(path, pixels, {})).tolist()) - {0}
     if any(not 0 < value < MOST_CLASSES for value in values):
         raise InputError(f"{path}: mask values {min(values)} to {max(values)} are no class numbers; threshold it, or give labels")
     return values
 
 
-def _grey_levels(path, pixels, values):
+def to_levels(path, pixels, values):
     """Undo the two ways to write a binary mask that are not 0 and 1: JPEG, and white for 1."""
     if pixels.ndim == 3:
         pixels = pixels.max(axis=2)

@@ -120,11 +120,13 @@ def read_splits(path, cases, validation=0.2, seed=0):
                 splits.append(_from_nnunet(parts, cases, validation, seed_from("validation", seed, fold)))
             else:
                 splits.append(Split(*(tuple(parts[side]) for side in ("train", "validation", "test"))))
+        if not splits:
+            raise ValueError("no folds")
+        check_splits(splits, cases, path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}: is no splits file of these cases ({error!r}); write it anew") from error
-    check_splits(splits, cases, path)
     return splits
 
 

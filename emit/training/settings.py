@@ -14,6 +14,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import torch
 
 from emit import __version__
+from emit.diffusion.samplers import SAMPLERS
 from emit.errors import InputError, program
 from emit.files import sha256, write_json
 from emit.training import distributed
@@ -96,7 +97,7 @@ class SamplingSettings(Limited):
         super().__post_init__()
         if self.eta and self.method != "ddim":
             raise InputError(f"--eta: is DDIM's, and --method is {self.method}; leave one of them out")
-        if self.spacing == "leading" and self.steps == 1000:
+        if (self.spacing or SAMPLERS[self.method].spacing) == "leading" and self.steps == 1000:
             raise InputError("--spacing: leading takes at most 999 steps; give fewer, or trailing")
 
 

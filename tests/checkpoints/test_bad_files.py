@@ -179,6 +179,12 @@ def test_a_pickle_that_would_run_code(tmp_path, small, kind):
         assert trace.exists()
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_may_have_a_wrong_name(tmp_path, small, same, legacy):
+    torch.save(prefixed(small), tmp_path / "x.safetensors", _use_new_zipfile_serialization=not legacy)
+    same(checkpoints.read(tmp_path / "x.safetensors").parts, {"controlnet": small["controlnet"]})
+
+
 @pytest.fixture
 def lightning(monkeypatch):
     """A class that only the writer of the file has: pickled by name, with state, as Lightning's callbacks are."""

@@ -122,7 +122,7 @@ def test_files_round_trip(tmp_path):
     assert [case.id for case in select(cases, splits[0].test)] == list(splits[0].test)
     with pytest.raises(InputError, match=r"splits.json: .*is unknown"):
         read_splits(tmp_path / "a" / "splits.json", cases[1:])
-    for text in ("{", "[1]", '[{"train": []}]'):
+    for text in ("{", "[1]", '[{"train": []}]', "[]", '[{"train": [["a"]], "validation": [], "test": ["b"]}]'):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(InputError, match=r"bad.json: is no splits file"):
             read_splits(tmp_path / "bad.json", cases)
