@@ -161,6 +161,9 @@ def main():
     device = distributed.start(settings.device)
     parts = choose_parts(settings)
     cases = read_cases(settings.data, layout="radimagenet").cases
+    for case in cases if "hed" in parts else []:
+        if not (path := settings.boundaries / Path(case.path).relative_to(settings.data)).is_file():
+            raise errors.InputError(f"{path}: is missing; --boundaries needs one picture for each image of --data")
     torch.manual_seed(settings.seed)  # of the initial weights; every later draw has its own generator
     hed, model, hed_ledger, ledger = open_networks(settings)
     check_size(settings.size, model.sizes)

@@ -6,12 +6,12 @@ seed segmenter.safetensors, predictions.npz and scores.json; for all of them tab
 Sets of --test, which no fold touches, are scored by every segmenter: the same files in <out>/test_<folder>.
 """
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from emit import errors
@@ -27,12 +27,12 @@ from emit.evaluation.illustrate import run_folder
 from emit.evaluation.report import find_deviations, write_report
 from emit.evaluation.scoring import find_labels, predict, save_labels, score, validate
 from emit.evaluation.sweep import SWEEPS, plan_runs, write_sweep
-from emit.files import write_json
+from emit.files import read_json, write_json
 from emit.ledger import Ledger, join
 from emit.networks.segmenter import Segmenter, SegmenterConfig, dice_ce_loss
 from emit.seeds import seed_from
 from emit.training import distributed
-from emit.training.loop import Run, read_lines, write_lines
+from emit.training.loop import Run, check_run, read_lines, write_lines
 from emit.training.settings import RunSettings, parse, save_config, setting
 
 
@@ -85,6 +85,7 @@ class Settings(RunSettings):
 
 def open_labelled(settings):
     """Return the labelled set: that of the generated images where there are some. Refuse settings that cannot be."""
+    check_run(settings.out, settings)
     if settings.patches > settings.size:
         raise errors.InputError(f"--patches: is {settings.patches}, more than the {settings.size} pixels; give fewer")
     for missing in sorted(set(foreign(settings.compat, "train_seg.py")) - set(find_deviations(settings))):
@@ -135,7 +136,10 @@ def train_segmenter(arm, fold, settings, folder, seed):
                 if not lines or lines[-1]["dice"] == max(line["dice"] for line in lines):  # of equals the latest
                     save(selected, network.state_dict(), header)
             write_lines(log, lines)
-    network.load_state_dict(load_file(selected))
+    try:
+        network.load_state_dict(load_file(selected))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise errors.InputError(f"{selected}: is missing or damaged; remove {folder}, so that it is trained anew") from error
     for number in range(len(fold.validation)):  # not read again where this run has read them
         validation.read([number])
     ledger = Ledger().add(f"segmentation, fold {fold.number}", torch.cat([training.hashes, validation.hashes]))
@@ -149,7 +153,7 @@ def run_arm(name, fold, seed, settings):
     """Train and score one segmenter; return, for every test set, {"rows": of its scores, "fidelity": of the generated images}."""
     folders = {test: run_folder(settings.out / test, name, fold.number, seed) for test in fold.tests}
     if settings.resume and all((folder / "scores.json").exists() for folder in folders.values()):
-        return {test: json.loads((folder / "scores.json").read_text()) for test, folder in folders.items()}
+        return {test: read_json(folder / "scores.json", "rows", "fidelity") for test, folder in folders.items()}
     number = seed_from(settings.seed, "segmenter", fold.number, seed)  # the same weights and order in every arm
     network = train_segmenter(ARMS[name], fold, settings, folders[""], number)
     found, where = {}, {"arm": name, "fold": fold.number, "seed": seed}

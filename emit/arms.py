@@ -66,17 +66,17 @@ CLASSICAL = (*SINGLES, "deepstack", "nnunet")
 
 
 def choose_arms(names, generated):
-    """Return the names of the arms asked for: "paper", "all" or a list; the baseline comes first, always.
+    """Return the names of the arms asked for: a list, where "paper" and "all" are sets; the baseline comes first, always.
 
     generated: the folder of generated images. Without one (None) "paper" and "all" leave out the arms that read them.
     Raises InputError for an unknown name, and where a named arm lacks its generated images.
     """
-    sets = {("paper",): PAPER, ("all",): tuple(ARMS)}
-    wanted = sets.get(tuple(names), names)
+    sets = {"paper": PAPER, "all": tuple(ARMS)}
+    wanted = [arm for name in names for arm in sets.get(name, (name,))]
     unknown = [name for name in wanted if name not in ARMS]
     if unknown:
         raise InputError(f"--arms: {unknown[0]} is unknown; choose from paper, all, {', '.join(ARMS)}")
     possible = [name for name in wanted if generated is not None or not ARMS[name].needs_generated]
-    if len(possible) < len(wanted) and tuple(names) not in sets:
+    if any(name not in sets and name not in possible for name in names):
         raise InputError("--generated: is missing, and arms read generated images; give emit.generate's output folder")
     return list(dict.fromkeys(("baseline", *possible)))

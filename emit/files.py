@@ -69,6 +69,18 @@ def write_json(path, content, indent=None):
     write_text(path, json.dumps(content, indent=indent) + "\n")
 
 
+def read_json(path, *keys):
+    """Return the JSON object in a file of a run; InputError where it is missing or damaged, or lacks one of the keys."""
+    try:
+        content = json.loads(Path(path).read_text())
+        return {key: content[key] for key in keys}
+    except FileNotFoundError as error:
+        words = "is missing, and tells what the run began with; copy it along or choose another folder"
+        raise InputError(f"{path}: {words}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: is damaged; copy it from where it was written, or choose another folder") from error
+
+
 def write_table(path, rows):
     """Replace the file at path by these dicts as CSV; every number can be read back exactly."""
     text = io.StringIO(newline="")

@@ -38,9 +38,13 @@ def test_baseline_comes_first_and_arms_without_images_are_left_out():
     assert arms.choose_arms(("mirror", "baseline"), None) == ["baseline", "mirror"]
     assert not any(arms.ARMS[name].needs_generated for name in arms.choose_arms(("paper",), None))
     assert "ours" in arms.choose_arms(("paper",), "folder")
+    assert arms.choose_arms(("copies", "paper"), "folder") == ["baseline", "copies", *arms.PAPER[1:]]
+    assert "ours" not in arms.choose_arms(("paper", "nnunet"), None)
 
 
-@pytest.mark.parametrize(("names", "message"), [(("ours",), "--generated: "), (("nonsense",), "--arms: nonsense ")])
+@pytest.mark.parametrize(
+    ("names", "message"), [(("ours",), "--generated: "), (("all", "ours"), "--generated: "), (("nonsense",), "--arms: nonsense ")]
+)
 def test_arms_that_cannot_run_are_refused(names, message):
     with pytest.raises(InputError, match=f"^{message}"):
         arms.choose_arms(names, None)

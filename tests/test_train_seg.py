@@ -1,5 +1,6 @@
 """What decides whether the comparison is fair: who trains, who selects, who is scored, what each deviation changes, kills."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -187,6 +188,18 @@ def test_the_weights_file_says_what_is_needed_to_use_it(tmp_path):
     assert header["classes"] == list(CLASSES) and header["size"] == 16 and header["reading"]["window"] == [-100, 200]
 
 
+@pytest.mark.parametrize("content", [None, b"", b"cut off"])
+@pytest.mark.parametrize("name", ["segmenter.safetensors", "scores.json"])
+def test_a_finished_run_with_a_damaged_file_says_so(tmp_path, name, content):
+    train_seg.run_arm("baseline", make_fold(), 0, make_settings(tmp_path))
+    folder = tmp_path / "baseline" / "fold0_seed0"
+    (folder / "scores.json").unlink() if name != "scores.json" else None
+    (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+    again = contextlib.nullcontext() if (name, content) == ("scores.json", None) else pytest.raises(InputError, match=name)
+    with again:  # scores that are not there are made again
+        train_seg.run_arm("baseline", make_fold(), 0, make_settings(tmp_path, resume=True))
+
+
 class Killed(BaseException):
     """The process ends here."""
 
@@ -236,6 +249,7 @@ def test_a_kill_before_any_write_resumes_to_the_same_result(tmp_path, monkeypatc
     ("change", "message"),
     [
         ({"patches": 17}, "--patches: is 17, more than the 16"),
+        ({"warmup": 6}, "warmup must be from 0 to steps - 1 = 5"),
         ({"sweep": ("patches=2", "17")}, "--patches: is 17, more than the 16"),
         ({"sweep": ("n=1", "2")}, "give --generated"),
         ({"compat": ("one_seed",)}, "--compat: one_seed"),

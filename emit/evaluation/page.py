@@ -21,6 +21,9 @@ th, td { padding: .25rem .6rem .25rem 0; text-align: left; vertical-align: top; 
 td { border-top: 1px solid #e4e4e4; } th, td { white-space: nowrap; }
 figure { margin: 1.2rem 0; } img { max-width: 100%; height: auto; } figcaption { font-size: .85rem; color: #555; }
 """
+COMPARED = """<p>Differences are paired by case; percentile bootstrap intervals draw whole groups; p is Wilcoxon's signed-rank test
+on group means. Holm's correction runs over the comparisons of arms with generated images, and over those of the other arms.
+The best classical arm was chosen on these same scores, which flatters it.</p>"""
 
 
 def write_page(path, results, tables, figures, labelled, settings) -> None:
@@ -28,6 +31,7 @@ def write_page(path, results, tables, figures, labelled, settings) -> None:
     seeds, stamp, code = results["seeds"], escape(results["stamp"]), results["code"]
     spreads = ", ".join(f"{arm} {entry['dice']['seed_spread']:.4f}" for arm, entry in results["arms"].items())
     times = "once" if results["folds"] == 1 else f"by the segmenters of {results['folds']} folds, whose mean counts,"
+    splits = list_splits(labelled, settings.generated)
     rows = [[f.name, show(getattr(settings, f.name)), f.metadata["source"], f.metadata["help"]] for f in fields(settings)]
     text = f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -45,24 +49,17 @@ The others: means. NSD: share of the surfaces within {settings.tolerance:g} {"/"
 {f"Standard deviation of mean Dice between seeds: {spreads}." if seeds > 1 else ""}</p>
 {"".join(make_figure(*figure) for figure in figures)}
 {make_paragraphs([*results["fidelity"]["sentences"], *results["beside_real"]["sentences"]])}
-<h2>Comparisons</h2>
-{make_table(tables["comparisons"])}
-<p>Differences are paired by case; percentile bootstrap intervals draw whole groups; p is Wilcoxon's signed-rank test on group
-means. Holm's correction runs over the comparisons of arms with generated images, and over those of the other arms. The best
-classical arm was chosen on these same scores, which flatters it.</p>
+{"<h2>Comparisons</h2>" + make_table(tables["comparisons"]) + COMPARED if results["comparisons"] else ""}
 {"<h2>Classes</h2>" + make_table(tables["classes"]) if len(results["classes"]) > 1 else ""}
 <h2>Empty masks</h2>
 {make_table(tables["kinds"])}
 <p>Every case counts: both masks empty scores Dice 1 and distance 0; a missed lesion or a false alarm scores Dice 0 and an
 infinite distance. Other codes drop some of these cases (docs/metrics.md).</p>
 <h2>Splits and leaks</h2>
-{make_table(list_splits(labelled, settings.generated))}
+{make_table(splits)}
 <p>A group is a patient or, where none is known, a set of look-alike pictures; none may be on two sides. Weights are chosen on
 the validation cases; with select_on_test on the test cases: then the scores are too good.</p>
-<p>The content of every test case was looked for among all cases that the generator of its fold, or any model it came from, was
-trained on, that of a --test set also among the training and validation cases, and not found: else there is no comparison.
-Near-duplicates, and slices that were read there with another window, channel or axis, are not recognised. Weights
-without a ledger, such as public ones, cannot be checked: they are unknown.</p>
+{make_paragraphs(describe_leaks(splits, settings))}
 <h2>Settings</h2>
 <p>emit-diff {code["version"]} (commit {code["commit"] or "unknown"}{", with changes" if code["changed"] else ""}).</p>
 {make_table([["setting", "value", "source of the default", "meaning"], *rows])}
@@ -104,3 +101,18 @@ def list_splits(labelled, generated) -> list[list[str]]:
             stages = "; ".join(f"{entry['stage']}: {entry['cases']} cases" for entry in seen) or "unknown"
         table.append([str(fold), *counts, str(shared), stages])
     return table
+
+
+def describe_leaks(splits, settings) -> list[str]:
+    """Say where the test cases were looked for and what cannot be checked. splits: of `list_splits`."""
+    seen, looked = {line[-1] for line in splits[1:]} - {"no generator"}, "was looked for by its content among"
+    ledger = "all that the ledger of its generator lists, and not found: else there is no comparison"
+    public = "weights without a ledger, such as public ones"
+    sentences = {
+        "No generated images were used, so there was no generator to check.": not seen,
+        f"What a generator of {public}, has seen is unknown and cannot be checked.": "unknown" in seen,
+        f"Every test case {looked} {ledger}. Of {public} that it came from, this cannot be said.": seen - {"unknown"},
+        f"Every case of a --test set {looked} the training and validation cases, and not found.": settings.test,
+        "Near-duplicates, and slices read with another window, channel or axis, are not recognised.": seen or settings.test,
+    }
+    return [sentence for sentence, holds in sentences.items() if holds]

@@ -97,10 +97,10 @@ def describe_fidelity(rows) -> dict:
     summary, sentences = summarise(rows), []
     count = len({(row["fold"], row["case"]) for row in rows})  # whatever the number of seeds
     for name, entry in summary.items():
-        dice = entry["scores"]["dice"]
+        dice = "{mean:.3f} +- {spread:.3f}".format_map(entry["scores"]["dice"]).replace("nan", "-")
         sentences.append(
             f"Mask fidelity, {name}: the baseline's segmenters, which learned from the real images of the same cases, find the "
-            f"mask that was asked for in {count} generated images with Dice {dice['mean']:.3f} +- {dice['spread']:.3f}."
+            f"mask that was asked for in {count} generated images with Dice {dice}."
         )
     return {"scores": summary, "sentences": sentences}
 
@@ -132,7 +132,7 @@ def make_tables(results) -> dict[str, list[list[str]]]:
             to_baseline[c["arm"]] = numbers
     for arm, entry in results["arms"].items():
         pooled, dice = entry["scores"][ALL], entry["dice"]
-        spread = f"{dice['mean']:.4f} +- {dice['case_spread']:.4f}"
+        spread = f"{dice['mean']:.4f} +- {dice['case_spread']:.4f}".replace("nan", "-")  # of one case there is none
         main.append([arm, spread, *to_baseline[arm], *show_scores(pooled["scores"])])
         kinds.append([arm, *(str(pooled[key]) for key in (*KINDS, "cases"))])
         for name in results["classes"]:

@@ -8,6 +8,7 @@ Scores must be finite and larger must be better (Dice, IoU, NSD).
 import numpy as np
 from scipy import stats
 
+from emit.errors import InputError
 from emit.evaluation.metrics import measure_spread
 
 LEVEL = 0.05  # of tests and intervals [choice] convention
@@ -16,10 +17,12 @@ LEVEL = 0.05  # of tests and intervals [choice] convention
 def tabulate(rows) -> tuple[list[str], list[int], dict[str, np.ndarray]]:
     """Return (cases, seeds, {arm: Dice averaged over classes, (seeds, cases)}); KeyError where an arm lacks one.
 
-    rows: dicts with arm, seed, case and dice.
+    rows: dicts with arm, seed, case and dice. Raises InputError where a Dice is not finite.
     """
     dice = {}
     for row in rows:
+        if not np.isfinite(row["dice"]):
+            raise InputError(f"{row['arm']}, case {row['case']}: Dice is {row['dice']}; remove its scores.json and resume")
         dice.setdefault((row["arm"], row["seed"], row["case"]), []).append(row["dice"])
     arms, seeds, cases = (list(dict.fromkeys(names)) for names in zip(*dice, strict=True))
     table = {arm: np.array([[np.mean(dice[arm, seed, case]) for case in cases] for seed in seeds]) for arm in arms}

@@ -21,6 +21,8 @@ def start(device="auto"):
         device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     if several and device.startswith("cuda"):
         device = f"cuda:{os.environ['LOCAL_RANK']}"
+    if several and device.startswith("mps"):
+        raise InputError("--device mps: cannot be shared by several processes; write cpu, or start one without torchrun")
     try:
         device = torch.device(device)
         torch.zeros(1, device=device).cpu()
@@ -68,6 +70,7 @@ def share(parameters):
     Its backward pass leaves in `grad` the mean over the processes of what was summed there, also by earlier passes.
     DistributedDataParallel finds its parameters in the graph of what its module returns, so any loss of them will do.
     A parameter that only some processes reached counts as zero on the others; one that none reached keeps no gradient.
+    For that it looks at each step; PyTorch warns once per process where none is unused, which is no fault.
     """
     module = torch.nn.Identity()
     module.trained = torch.nn.ParameterList(parameters)

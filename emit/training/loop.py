@@ -33,8 +33,8 @@ from emit.training.settings import RunSettings
 
 LOG_EVERY = 20  # [choice] steps between lines of the log
 CLIP = 1.0  # [choice] largest gradient norm: no step runs away
-PANELS = {"loss": "loss", "lr": "learning rate", "dice": "validation Dice"}  # of curves.png
-PANELS |= dict.fromkeys(("hint_true", "hint_zero", "hint_other", "prompt_wrong", "prompt_empty"), "loss of the probes")
+PROBES = ("hint_true", "hint_zero", "hint_other", "prompt_wrong", "prompt_empty")
+PANELS = {"loss": "loss", "lr": "learning rate"} | dict.fromkeys(PROBES, "loss of the probes") | {"dice": "validation Dice"}
 
 
 def learning_rate(step, lr, steps, warmup=0, schedule="constant"):
@@ -81,8 +81,9 @@ class Run:
 
     modules: name -> module, already on its device; what requires a gradient is trained. `settings.batch` is the number
     of samples of one optimiser step; `accumulate` cuts it into that many forward passes, and the processes of torchrun
-    share it, so neither changes what is learned. Losses must be means over their samples. Raises InputError for a used
-    folder without resume; resume in an empty folder starts. That settings and data stay is looked after by `save_config`.
+    share it. Neither changes the samples of a step, but the draws, which come from rank and forward pass, are others.
+    Losses must be means over their samples. Raises InputError for a used folder without resume; resume in an empty
+    folder starts. That settings and data stay is looked after by `save_config`.
     """
 
     def __init__(self, folder: Path, modules: dict, settings: RunSettings, *, shuffle=True, name=None, log_every=LOG_EVERY):
@@ -120,8 +121,8 @@ class Run:
         first, total = self.done, self.settings.steps
         pause = 0.2 if sys.stderr.isatty() else 30  # seconds between lines; the second keeps log files short
         bar = tqdm(total=total, initial=first, desc=self.name, disable=distributed.rank() > 0, mininterval=pause)
-        self.clock = (time.perf_counter(), first)
-        began, self.next_drawing = time.perf_counter(), time.perf_counter() + 60
+        self.began = time.perf_counter()
+        self.clock, self.next_drawing = (self.began, first), self.began + 60
         with bar, contextlib.closing(prefetch(lambda job: data.batch(*job), self._jobs())) as batches:
             for step in range(first, total):
                 self.step, self.rng = step, generator(self.settings.seed, distributed.rank(), step)
@@ -129,6 +130,8 @@ class Run:
                     for part in range(self.settings.accumulate):
                         self.part = part
                         yield step, next(batches)
+                    if self.done != step + 1:
+                        raise RuntimeError("the loop's body must call run.update(loss) once for each batch")
                     asked = torch.tensor(asked_to_stop() or 0, device=self.device)
                     stop = int(distributed.reduce(asked, "MAX"))  # all processes end at one step
                     if stop or self.done % self.settings.save_every == 0 or self.done == total:
@@ -138,12 +141,7 @@ class Run:
                     raise Stopped(stop)
                 bar.set_postfix_str(f"loss {self.loss_value:.4g}", refresh=False)
                 bar.update()
-                if step == first and step + 1 < total:  # the first step also warms up
-                    began = time.perf_counter()
-                elif began and ((passed := time.perf_counter() - began) > 1 or step + 1 == total):
-                    began, left = None, f"{total - first:,} of {total:,}" if first else f"{total:,}"
-                    work = f"{self.name}: {left} steps of {self.settings.batch} images"
-                    forecast(work, self.device, self.settings.precision, "step", passed / max(1, step - first), total - first)
+                self._forecast(first)
 
     def update(self, loss: torch.Tensor, **logged):
         """Backward; after the last forward pass of the step: clip, AdamW, EMA, log.
@@ -238,16 +236,27 @@ class Run:
             with open(self.folder / "log.jsonl", "a") as file:
                 file.write(json.dumps(line) + "\n")
 
+    def _forecast(self, first):
+        """Say once how long the steps from `first` on take: after a second of them, or the last. The first also warms up."""
+        now, total, timed = time.perf_counter(), self.settings.steps, self.done - 1 - first  # steps since self.began
+        if timed == 0 and self.done < total:
+            self.began = now
+        elif self.began and (now - self.began > 1 or self.done == total):
+            left = f"{total - first:,} of {total:,}" if first else f"{total:,}"
+            work, seconds = f"{self.name}: {left} steps of {self.settings.batch} images", (now - self.began) / max(1, timed)
+            forecast(work, self.device, self.settings.precision, "step", seconds, total - first)
+            self.began = None
+
     def _draw(self):
         """Draw curves.png from the logs: at the end, and before it where the drawings take about 1 % of the time."""
         began, path, curves = time.perf_counter(), self.folder / "curves.png", {}
         if distributed.rank() > 0 or (self.done < self.settings.steps and began < self.next_drawing):
             return
         with costing_nothing(path):
-            for line in read_lines(self.folder / "log.jsonl") + read_lines(self.folder / "validation.jsonl"):
-                for name in filter(line.__contains__, PANELS):
-                    ((steps, values),) = curves.setdefault(PANELS[name], {}).setdefault(name, [([], [])])
-                    steps.append(line["step"]), values.append(line[name])
+            lines = read_lines(self.folder / "log.jsonl") + read_lines(self.folder / "validation.jsonl")
+            for name, panel in PANELS.items():
+                if points := [(line["step"], line[name]) for line in lines if name in line]:
+                    curves.setdefault(panel, {})[name] = [tuple(zip(*points, strict=True))]  # one run: (steps, values)
             if curves:  # else the first line is still to come
                 save_curves(path, curves)
         self.next_drawing = time.perf_counter() + 100 * (time.perf_counter() - began)
@@ -258,7 +267,7 @@ class Run:
         state, log = self.folder / "state.pt", self.folder / "log.jsonl"
         if self.settings.resume:
             self._load(state)
-        elif state.exists() or read_lines(log):
+        elif state.exists() or (log.exists() and log.stat().st_size):
             raise InputError(f"{self.folder}: already holds a run; go on with --resume or choose another folder")
         distributed.barrier()  # all have looked: now rank 0 may change the folder
         if distributed.rank() == 0:
@@ -285,16 +294,17 @@ class Run:
             return
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-        except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
+            saved, hashes = state["weights"] | state["buffers"], state["hashes"]
+            optimizer, ema, sums, done = (state[name] for name in ("optimizer", "ema", "sums", "step"))
+        except (OSError, EOFError, RuntimeError, UnpicklingError, LookupError, TypeError) as error:
             raise InputError(f"{path}: is no state of a run or is damaged; start anew in another folder") from error
-        targets, saved = self.named | dict(self.modules.named_buffers()), state["weights"] | state["buffers"]
+        targets = self.named | dict(self.modules.named_buffers())
         if {name: p.shape for name, p in targets.items()} != {name: p.shape for name, p in saved.items()}:
             raise InputError(f"{path}: holds another model's weights; resume with the same sizes or choose another folder")
         for name, target in targets.items():
             target.copy_(saved[name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.ema, self.sums, self.done = state["ema"], state["sums"], state["step"]
-        self.hashes = None if state["hashes"] is None else state["hashes"].cpu()
+        self.optimizer.load_state_dict(optimizer)
+        self.ema, self.sums, self.done, self.hashes = ema, sums, done, None if hashes is None else hashes.cpu()
 
 
 def forecast(work, device, precision, unit, seconds, count):

@@ -16,7 +16,7 @@ import torch
 from emit import __version__
 from emit.diffusion.samplers import SAMPLERS
 from emit.errors import InputError, program
-from emit.files import sha256, write_json
+from emit.files import read_json, sha256, write_json
 from emit.training import distributed
 
 SOURCES = ("[paper]", "[authors' code]", "[SD 1.5]", "[choice] ")
@@ -49,6 +49,8 @@ class Limited:
     def __post_init__(self):
         for f in fields(self):
             value, limits = getattr(self, f.name), f.metadata["limits"].items()
+            if limits and value == () != f.default:
+                raise InputError(f"{flag_of(f.name)}: is empty; give at least one number")
             for number in value if isinstance(value, tuple) else (value,):
                 if number is not None and not all(LIMITS[name][0](number, limit) for name, limit in limits):
                     words = " and ".join(f"{LIMITS[name][1]} {limit}" for name, limit in limits)
@@ -215,8 +217,8 @@ def save_config(run_folder, settings, inputs, data, names):
     digest = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
     files["data"] = {"path": str(data), "sha256": digest}
     path = Path(run_folder) / "config.json"
-    if path.exists() and any(file for name in STARTED for file in path.parent.rglob(name)):
-        before = json.loads(path.read_text())
+    if any(file for name in STARTED for file in path.parent.rglob(name)):
+        before = read_json(path, "settings", "inputs")
         may_change = {f.name for f in fields(settings) if f.metadata["may_change"]}
         for name in [name for name in values if name not in may_change]:
             old, new = before["settings"].get(name, values[name]), values[name]

@@ -185,6 +185,8 @@ def test_page_stands_alone_and_says_everything(full):
     ):
         assert text in page
     assert "somewhere/BUSI &lt;1&gt; &amp; 2" in page and "<1>" not in page
+    assert "<h2>Comparisons</h2>" in page and "is unknown and" not in page
+    assert "all that the ledger of its generator lists, and not found" in page
     assert "3 in 3 groups" in page and "the scores are too good" in page
     assert '<meta name="viewport"' in page
 
@@ -194,6 +196,10 @@ def test_a_generator_without_a_ledger_is_unknown(tmp_path):
     write_ledger(tmp_path / "generated" / "fold1", None)
     _, page = write(tmp_path, rows_of({"baseline": 0.0}), generated=tmp_path / "generated")
     assert page.count("<td>unknown</td></tr>") == page.count("<td>finetuning: 3 cases</td></tr>") == 1
+    assert page.index("is unknown and cannot be checked") < page.index("all that the ledger of its generator lists")
+    write_ledger(tmp_path / "generated" / "fold0", None)
+    _, page = write(tmp_path, rows_of({"baseline": 0.0}), generated=tmp_path / "generated")
+    assert "cannot be checked" in page and "not found" not in page
 
 
 def test_more_missed_lesions_do_not_look_better(tmp_path, capsys):
@@ -253,7 +259,12 @@ def test_lone_baseline_and_one_seed(tmp_path, capsys):
     assert summary["conclusion"][0].startswith("No arm with generated images was run")
     assert "nothing is concluded" in page and "nothing is concluded" in capsys.readouterr().out
     assert "published deviations" not in page and page.count("<img") == 0 and "<td>no generator</td>" in page
-    assert "between seeds" not in page and "1 seed;" in page
+    assert "between seeds" not in page and "1 seed;" in page and "Comparisons" not in page
+    assert "so there was no generator to check" in page and "not found" not in page and "cannot be checked" not in page
+    fidelity = [row("baseline", 0, 0.5)]
+    _, page = write(tmp_path, [row("baseline", 0, 0.5)], fidelity=fidelity, test=(Path("other"),))  # one case: no spread
+    assert "<td>0.5000 ± -</td>" in page and "Dice 0.500 ± -." in page and "nan" not in re.sub("src=.*", "", page)
+    assert "Every case of a --test set was looked for" in page
 
 
 def test_compat_is_stamped_everywhere(tmp_path, capsys):

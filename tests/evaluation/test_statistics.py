@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from emit.errors import InputError
 from emit.evaluation import statistics
 from emit.evaluation.statistics import bootstrap_interval, compare_arms, conclude, holm, signed_rank, verdict
 
@@ -85,6 +86,8 @@ def test_table_pairs_by_name_averages_classes_and_drops_nothing():
     assert table["b"].tolist() == [[7 / 8, 6 / 8], [4 / 8, 5 / 8]]
     with pytest.raises(KeyError):
         statistics.tabulate(rows[1:-1])
+    with pytest.raises(InputError, match="a, case y: Dice is nan; remove"):
+        statistics.tabulate([*rows, rows[1] | {"dice": np.nan}])
 
 
 def simulate(rng, shift, cases=60, seeds=3, per_group=1):

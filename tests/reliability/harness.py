@@ -36,13 +36,13 @@ def commands(root):
     data = root / "phantoms"
     model = ["--model", root / "pre" / "model.safetensors", "--hed", root / "pre" / "hed.safetensors"]
     states = ["--save-every", 2, "--warmup", 1, "--steps", 4, "--batch", 4]
-    shared = [*states, "--ema", 0.9, "--caption-dropout", 0.5]
+    shared = [*states, "--ema", 0.9, "--caption-dropout", 0.5, "--accumulate", 2]
     parts = [f"--{part}-{name}=4" for part in ("vae", "hed", "unet") for name in ("steps", "batch")]
     pre = ["--data", data / "radiology_ai", "--boundaries", data / "boundaries", "--size", 32, "--sample-every", 3]
     fine = ["--data", root / "set", "--size", 32, *model, "--probe-every", 2]
     made = [*model, "--finetuned", root / "fine", "--n", 1, "--steps", 2, "--batch", 2]
     seg = ["--generated", root / "made", "--arms", "baseline,ours", *states, "--select-every", 2]
-    words = {"pre": [*pre, *parts, *shared, "--accumulate", 2], "fine": [*fine, *shared], "made": made, "seg": seg}
+    words = {"pre": [*pre, *parts, *shared], "fine": [*fine, *shared], "made": made, "seg": seg}
     words["set"] = ["--data", data / "BUSI", "--folds", 2]
     return {name: [*map(str, given), "--out", str(root / name)] for name, given in words.items()}
 
@@ -103,7 +103,7 @@ def child(name, words, log, fault, points):
     probes.save_samples.__defaults__ = (2, 1, Sampling(steps=2))  # two cases; the full grid takes seconds
     if points is not None:
         os.replace, os.unlink = points.before(os.replace, 1), points.before(os.unlink, 0)
-        shutil.copyfile, builtins.open = points.before(shutil.copyfile, 1), points.open
+        builtins.open = points.open
     if fault is not None:
         fault()
     sys.argv, started = [name, *words], ["-m", PACKAGED[name]] if name in PACKAGED else [SCRIPTS[name]]

@@ -34,6 +34,12 @@ def test_a_device_that_is_not_here(monkeypatch, device):
     assert distributed.start("auto") == distributed.start("cpu") == torch.device("cpu")
 
 
+def test_mps_cannot_be_shared(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="--device mps: cannot be shared by several processes; write cpu"):
+        distributed.start("mps")
+
+
 @pytest.mark.parametrize(("device", "chosen"), [("auto", []), ("cuda", []), ("cuda:1", [torch.device("cuda", 1)])])
 def test_a_gpu_is_chosen_where_its_number_is_given(monkeypatch, device, chosen):
     asked, zeros = [], torch.zeros

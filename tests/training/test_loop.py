@@ -236,8 +236,8 @@ def test_curves_show_the_logs_and_a_later_run_changes_them_whole(tmp_path, monke
         loop.write_lines(tmp_path / "validation.jsonl", [{"step": 3, "dice": 0.75}])
     ((path, curves),) = drawn
     assert path == tmp_path / "curves.png" and path.read_bytes()[:4] == b"\x89PNG"
-    expected = {"loss": {"loss": [([1, 3], [0.5, 2.5])]}, "learning rate": {"lr": [([1, 3], [0.5, 0.5])]}}
-    expected |= {"loss of the probes": {"hint_true": [([1], [1.0])]}, "validation Dice": {"dice": [([3], [0.75])]}}
+    expected = {"loss": {"loss": [((1, 3), (0.5, 2.5))]}, "learning rate": {"lr": [((1, 3), (0.5, 0.5))]}}
+    expected |= {"loss of the probes": {"hint_true": [((1,), (1.0,))]}, "validation Dice": {"dice": [((3,), (0.75,))]}}
     assert curves == expected and list(curves) == list(expected)  # the order of panels too
 
 
@@ -364,6 +364,12 @@ def test_settings_that_make_no_sense(tmp_path, changes, words):
     with pytest.raises(InputError, match=words):
         start(tmp_path / "run", make_weight(1.0), **changes)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_body_that_forgets_to_update_is_told(tmp_path):
+    with pytest.raises(RuntimeError, match=r"must call run.update\(loss\) once for each batch"):
+        for _ in start(tmp_path, make_weight(1.0)).steps(Numbers()):
+            pass
 
 
 def test_nothing_to_train_on_leaves_the_folder_free(tmp_path):

@@ -177,6 +177,10 @@ def test_a_used_folder_needs_resume(tmp_path, stop):
     with pytest.raises(InputError, match="already holds a run; go on with --resume or choose another folder"):
         train(tmp_path)
     assert (tmp_path / "log.jsonl").read_bytes() == before
+    (tmp_path / "state.pt").unlink(missing_ok=True)
+    (tmp_path / "log.jsonl").write_text('{"step": 0, "lo')  # all that a kill left
+    with pytest.raises(InputError, match="already holds a run"):
+        train(tmp_path)
 
 
 def test_another_model_or_a_damaged_state_is_refused(tmp_path):
@@ -186,6 +190,9 @@ def test_another_model_or_a_damaged_state_is_refused(tmp_path):
     for other in (torch.nn.Linear(2, 5), wider):  # other names; one other size
         with pytest.raises(InputError, match="holds another model's weights"):
             Run(tmp_path, {"network": other}, RunSettings(resume=True, **SETTINGS))
-    (tmp_path / "state.pt").write_bytes(b"nonsense")
-    with pytest.raises(InputError, match="is no state of a run or is damaged"):
-        train(tmp_path, resume=True)
+    for other in (torch.ones(3), {"weights": {}}, {"weights": 1, "buffers": 2}, None):
+        torch.save(other, tmp_path / "state.pt")
+        if other is None:
+            (tmp_path / "state.pt").write_bytes(b"nonsense")
+        with pytest.raises(InputError, match="is no state of a run or is damaged"):
+            train(tmp_path, resume=True)

@@ -68,6 +68,7 @@ def test_presets_flags_and_types():
         (["--count", "10"], "--count: is 10; give at least 1 and at most 9"),
         (["--share", "1"], "--share: is 1.0; give at least 0 and less than 1"),
         (["--widths", "8,3"], "--widths: is 3; give at least 4"),
+        (["--widths="], "--widths: is empty; give at least one number"),
     ],
 )
 def test_wrong_flags_are_one_line_errors(words, message):
@@ -153,6 +154,13 @@ def test_a_run_that_has_begun_keeps_its_settings(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"config.json: --processes was 1 and is now 2"):
         save_config(tmp_path, replace(first, lr=2.0), {}, "x", CASES)
     assert (tmp_path / "config.json").read_bytes() == before
+    for content in (b"", before[:50], b"[]", b"{}", b"\xff"):
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(InputError, match=r"config.json: is damaged; copy it from where it was written"):
+            save_config(tmp_path, first, {}, "x", CASES)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(InputError, match=r"config.json: is missing, and tells what the run began with; copy it along or"):
+        save_config(tmp_path, first, {}, "x", CASES)
 
 
 def test_a_run_that_has_begun_keeps_its_files_and_cases_but_may_move(tmp_path):

@@ -63,6 +63,13 @@ def test_stage_1_refuses_a_size_before_it_writes(stage_1, tmp_path, monkeypatch)
     assert not (tmp_path / "run").exists()
 
 
+def test_stage_1_refuses_a_missing_boundary_before_it_writes(stage_1, tmp_path, monkeypatch):
+    words = [*stage_1[:2], "--out", tmp_path / "run", "--size", "32"]
+    with pytest.raises(InputError, match="png: is missing; --boundaries needs one picture for each image of --data"):
+        call(monkeypatch, train_pretrain, *words, "--boundaries", tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("preset", "schedule"), [("demo", "cosine"), ("paper", "constant")])
 def test_the_settings_of_the_optimiser_reach_each_part(preset, schedule, tmp_path):
     words = ["--data", "x", "--out", str(tmp_path), "--ema", "0.5", "--preset", preset, "--accumulate", "2"]
