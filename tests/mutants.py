@@ -201,7 +201,7 @@ MUTANTS = [
     (METRICS, "(False, True): KINDS[2], (True, False): KINDS[3]", "(True, False): KINDS[2], (False, True): KINDS[3]", SCORED),
     (METRICS, "2 * hits / (found + wanted)", "hits / (found + wanted)", SCORED),
     (METRICS, "hits / found, hits / wanted", "hits / wanted, hits / found", SCORED),
-    (METRICS, "binary_erosion(mask)", "binary_erosion(mask, border_value=1)", SCORED),
+    (METRICS, "part[[0, -1]] = False", "pass", SCORED),
     (METRICS, '0.0 if empty else float("inf")', "0.0", SCORED),
     (METRICS, "sampling=spacing)", "sampling=spacing and spacing[::-1])", SCORED),
     (STATISTICS, "np.arange(len(order), 0, -1)", "len(order)", TESTED),
@@ -280,7 +280,7 @@ MUTANTS = [
     (COMMAND, 'ledger.write(target.parent if layout == "single" else target)', "pass", DESCENT),
     (MODEL, "if file.prediction is None:", "if False:", WHOLE),
     (MODEL, "if file.ema is False:", "if file.ema:", WHOLE),
-    (MODEL, "stated != (sizes.unet, sizes.prediction)", "stated[0] != sizes.unet", WHOLE),
+    (MODEL, "and control.prediction in (None, sizes.prediction)", "", WHOLE),
     (MODEL, "if control.header.get", "if False and control.header.get", WHOLE),
     # stages 1 and 2
     *(
