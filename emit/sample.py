@@ -69,7 +69,7 @@ class Settings(SamplingSettings):
             raise InputError("--picture: its edges are found by HED; give --hed FILE, or --edges")
         if self.again is None and any(one is not None and other is None for one, other in self.needs()):
             raise InputError("--controlnet or --hed: would do nothing; the one needs a condition, the other --picture")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+        if len(set(self.seeds)) < len(self.seeds):
             raise InputError(f"--seeds: is {show(self.seeds)}; give different numbers")
 
     def needs(self):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import runpy
 import shutil
 import sys
 
@@ -14,7 +15,6 @@ from PIL import Image
 
 import train_seg
 from emit import dataset, predict
-from emit.checkpoints.__main__ import main as checkpoints
 from emit.checkpoints.writer import save
 from emit.data.images import decode
 from emit.data.phantom import write_busi
@@ -151,7 +151,7 @@ def test_the_header_tells_what_was_learned_from(folder, capsys, monkeypatch):
     assert entry["stage"] == "segmentation, fold 0" and entry["cases"] == len(split.train) + len(split.validation)
     assert header["reading"]["values"] == [0, 255]
     monkeypatch.setattr(sys, "argv", ["checkpoints", "inspect", str(path)])
-    checkpoints()
+    runpy.run_module("emit.checkpoints", run_name="__main__")
     assert "segmentation, fold 0" in capsys.readouterr().out
 
 

@@ -111,7 +111,7 @@ def test_like_sd15_leaves_what_a_flag_says():
         (["--prompt", "none.txt", "--size", "16x16"], "none.txt: cannot be read as text"),
         (["--size", "16x16", "--controlnet", "control.safetensors"], "--controlnet or --hed: would do nothing"),
         (["--size", "16x16", "--hed", "hed.safetensors"], "--controlnet or --hed: would do nothing"),
-        (["--size", "16x16", "--seeds", ""], "--seeds: is none; give different numbers"),
+        (["--size", "16x16", "--seeds", ""], "--seeds: is empty; give at least one number"),
         (["--size", "16x16", "--seeds", "3,3"], "--seeds: is 3,3; give different numbers"),
         (["--size", "16x16", "--method", "plms", "--steps", "1000"], "--spacing: leading takes at most 999 steps"),
         (["--edges", "black.png", "--controlnet", "control.safetensors"], "black.png: is black as a condition"),
