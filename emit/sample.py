@@ -52,7 +52,7 @@ class Settings(SamplingSettings):
     prompt: tuple[str, ...] = setting((), "[choice] the empty prompt", help="texts, or a file with one a line", nargs="+")
     edges: Path | None = setting(None, "[choice] none", help="condition: an edge map, white on black")
     picture: Path | None = setting(None, "[choice] none", help="condition: the edges that HED finds in a picture")
-    mask: Path | None = setting(None, "[choice] none", help="condition: the outline of a mask; with --picture both, as in stage 2")
+    mask: Path | None = setting(None, "[choice] none", help="condition: a mask's outline; with --picture both, as stage 2 trains")
     prediction: Literal["eps", "v"] | None = setting(None, "[choice] as the file says", help="of a model that does not say it")
     seeds: tuple[int, ...] = setting(
         (0,), "[choice] any numbers", help="one picture of each prompt for each", low=0, high=2**64 - 1
