@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from emit import errors
 from emit.checkpoints.reader import fill, read_tensors
-from emit.data.cases import Case, list_slices
+from emit.data.cases import MASK, Case, list_slices
 from emit.data.images import COLOURS
 from emit.data.listing import list_pictures, list_volumes
 from emit.dataset import VOLUMES
@@ -93,6 +93,8 @@ def list_items(settings, about) -> dict[str, list[Case]]:
         if given not in (folder, *map(Path, files.values())) or not files:
             kind = "picture" if flat else "NIfTI volume"
             raise InputError(f"{given}: is or holds no {kind}, which the segmenter was trained on; check the path")
+    masks = {name for name in files if (match := MASK.fullmatch(name)) and match[1] in files}  # BUSI's, beside their picture
+    files = {name: path for name, path in files.items() if name not in masks or Path(path) in settings.data}
     if flat:
         return {name: [Case(name, name, "", "", path, spacing=settings.spacing or None)] for name, path in files.items()}
     window = about["window"] and tuple(about["window"])

@@ -311,3 +311,10 @@ def test_labels_are_written_as_the_training_set_has_them():
     labels = np.array([[0, 1, 2]], np.uint8)
     assert predict.to_values(labels, [0, 5, 255]).tolist() == [[0, 5, 255]]
     assert predict.to_values(labels, [0, "red", [1, 2, 3]]).tolist() == [[[0, 0, 0], [255, 0, 0], [1, 2, 3]]]
+
+
+def test_a_mask_beside_its_picture_is_no_picture(tmp_path):
+    for name in ("a (1)", "a (1)_mask", "a (1)_mask_1", "b_mask"):
+        Image.new("L", (8, 8)).save(tmp_path / f"{name}.png")
+    settings = predict.Settings(segmenter=tmp_path, data=(tmp_path,), out=tmp_path / "out")
+    assert sorted(predict.list_items(settings, {"axis": None})) == ["a (1)", "b_mask"]
