@@ -13,7 +13,7 @@ HOMES = {  # name: the module that it is loaded from when it is first asked for
     "edge_condition": "emit.data.edges",
     "q_sample": "emit.diffusion.schedule",
     "eps_to_z0": "emit.diffusion.schedule",
-    "show": "emit.generated",
+    "side_by_side": "emit.generated",
 }
 __all__ = ["__version__", *HOMES]
 

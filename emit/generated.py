@@ -28,7 +28,7 @@ def to_bytes(image):
     return (image * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
 
 
-def show(*images: torch.Tensor) -> Image.Image:
+def side_by_side(*images: torch.Tensor) -> Image.Image:
     """Lay images (1, C, H, W) in [-1, 1] side by side, in grey, as a picture that a notebook shows and `.show()` opens."""
     return Image.fromarray(to_bytes(torch.cat([image[0].mean(dim=0).detach() for image in images], dim=1)))
 

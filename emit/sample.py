@@ -67,14 +67,11 @@ class Settings(SamplingSettings):
             raise InputError("--edges: is a whole condition; leave out --picture and --mask")
         if self.picture is not None and self.hed is None:
             raise InputError("--picture: its edges are found by HED; give --hed FILE, or --edges")
-        if self.again is None and any(one is not None and other is None for one, other in self.needs()):
+        condition = self.edges or self.picture or self.mask
+        if self.again is None and ((self.hed and not self.picture) or (self.controlnet and not condition)):
             raise InputError("--controlnet or --hed: would do nothing; the one needs a condition, the other --picture")
         if len(set(self.seeds)) < len(self.seeds):
             raise InputError(f"--seeds: is {show(self.seeds)}; give different numbers")
-
-    def needs(self):
-        """Return pairs of settings, the first of which does nothing without the second."""
-        return (self.hed, self.picture), (self.controlnet, self.edges or self.picture or self.mask)
 
 
 def inherit(given):
@@ -147,7 +144,7 @@ def read_size(text, own, step):
     return int(match[2]), int(match[1])
 
 
-def read_prompts(texts):
+def list_prompts(texts):
     """Return the prompts: the texts themselves, or the lines of the one file that they name."""
     if len(texts) != 1 or not texts[0].endswith(".txt"):
         return texts or ("",)
@@ -212,7 +209,7 @@ def main():
     settings = parse(Settings, inherit=inherit)
     if settings.out.exists() and (not settings.out.is_dir() or any(settings.out.glob("*.png"))):
         raise InputError(f"{settings.out}: already holds pictures, or is one; choose another folder")
-    digests, prompts = check_files(settings), read_prompts(settings.prompt)
+    digests, prompts = check_files(settings), list_prompts(settings.prompt)
     device = distributed.start(settings.device)
     model, grey = open_model(settings)
     model.to(device).requires_grad_(False)

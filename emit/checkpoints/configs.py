@@ -22,7 +22,7 @@ INDEX |= {"feature_extractor": [None, None], "requires_safety_checker": False}
 INDEX |= {"unet": CLASSES["unet"], "vae": CLASSES["vae"], "text_encoder": CLASSES["text"]}
 
 
-def read_json(path: Path) -> dict:
+def open_config(path: Path) -> dict:
     """Return a JSON object, {} where there is no file."""
     try:
         content = json.loads(path.read_text()) if path.is_file() else {}

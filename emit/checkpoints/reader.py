@@ -59,7 +59,7 @@ def read(path: str | Path, ema: bool = False, prediction: str | None = None) -> 
         file = weight_file(place) if place.is_dir() else place
         tensors, header = read_tensors(file)
         named, left = recognise.sort(file, tensors, ema)
-        beside = configs.read_json(place / "config.json") if place.is_dir() else {}
+        beside = configs.open_config(place / "config.json") if place.is_dir() else {}
         for part, (naming, own) in named.items():
             check_values(file, part, own)
             sizes[part], parts[part] = match(file, part, naming, own, header.get("config", {}), beside)
@@ -136,11 +136,11 @@ def match(path, part, naming, tensors, stated=(), beside=()):
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else shorten(str(error), 200)
         raise InputError(f"{path}: {part} has no valid sizes: {reason}; {recognise.EXPECTED}") from error
-    load(empty, tensors, path, part)
+    load_strictly(empty, tensors, path, part)
     return sizes, {name: tensors[name] for name in empty.state_dict()}
 
 
-def load(module, tensors, path, part):
+def load_strictly(module, tensors, path, part):
     """Let a module's parameters be these tensors. Raises InputError where a name or shape differs."""
     try:
         module.load_state_dict(tensors, strict=True, assign=True)
@@ -151,10 +151,10 @@ def load(module, tensors, path, part):
 def settle_prediction(path, header, version, prediction):
     """Return "eps" or "v"; None where nothing states it (Stable Diffusion 2 files have the same names for both)."""
     file = path / "scheduler" / "scheduler_config.json"
-    config = configs.read_json(file) if file.is_file() else {"prediction_type": None}
+    config = configs.open_config(file)
     if config.get("rescale_betas_zero_snr"):
         raise InputError(f"{file}: asks for a schedule of zero terminal SNR, which no program here reads; take another model")
-    scheduler = config.get("prediction_type", "epsilon")
+    scheduler = config.get("prediction_type", "epsilon") if config else None
     scheduler = {theirs: ours for ours, theirs in configs.PREDICTIONS.items()}.get(str(scheduler), scheduler)
     stated = {"its header says": header.get("config", {}).get("prediction")}
     stated |= {"its scheduler says": scheduler, "--prediction is": prediction}
@@ -172,5 +172,5 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], path: str | Path, part: 
     which stays as it is: a page that training changes becomes a private copy.
     """
     own = module.state_dict()
-    load(module, {name: tensor.to(own.get(name, tensor).dtype) for name, tensor in tensors.items()}, path, part)
+    load_strictly(module, {name: tensor.to(own.get(name, tensor).dtype) for name, tensor in tensors.items()}, path, part)
     return module

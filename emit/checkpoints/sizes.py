@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from emit.networks.controlnet import ControlNet
-from emit.networks.hed import HED, HEDv11
+from emit.networks.hed import HED, STAGES, HEDv11
 from emit.networks.text import TextConfig, TextEncoder
 from emit.networks.unet import UNet, UNetConfig
 from emit.networks.vae import AutoencoderKL, VAEConfig
@@ -33,7 +33,7 @@ def network(part: str, sizes) -> nn.Module:
 def public_sizes(part: str, tensors: dict[str, Tensor]):
     """Return the sizes of a public file's part: its version shows in the width of the text. HED has any five widths."""
     if part == "hed":
-        return tuple(tensors[f"moduleScore{place}.weight"].shape[1] for place in ("One", "Two", "Thr", "Fou", "Fiv"))
+        return tuple(tensors[f"moduleScore{place}.weight"].shape[1] for place in STAGES)
     if part == "hed_v11":
         return tuple(tensors[f"block{number}.projection.weight"].shape[1] for number in range(1, 6))
     widths = {t.shape[-1] for name, t in tensors.items() if name.endswith(("attn2.to_k.weight", "token_embedding.weight"))}

@@ -79,9 +79,7 @@ class RunSettings(Limited):
 class SamplingSettings(Limited):
     """How pictures are drawn."""
 
-    method: Literal["ddim", "ddpm", "dpmpp_2m", "plms", "euler", "euler_ancestral"] = setting(
-        "ddim", "[authors' code]", help="sampler"
-    )
+    method: Literal[*SAMPLERS] = setting("ddim", "[authors' code]", help="sampler")
     steps: int = setting(12, "[choice] seconds; [authors' code]: 20", paper=20, help="denoising steps", low=1, high=1000)
     eta: float = setting(0.0, "[authors' code]", help="DDIM's noise, 0 to 1", low=0, high=1)
     spacing: Literal["trailing", "leading", "linspace"] | None = setting(
