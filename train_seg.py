@@ -42,6 +42,7 @@ class Settings(RunSettings):
 
     data: Path | None = setting(None, "[choice] as --generated", help="labelled images, or emit.dataset's folder", may_change=True)
     generated: Path | None = setting(None, "[choice] none: real arms only", help="output folder of emit.generate")
+    oracle: Path | None = setting(None, "[choice] none", help="further labelled images, for the oracle arms", may_change=True)
     test: tuple[Path, ...] = setting(
         (), "[choice] the folds alone", help="folders of other labelled sets that every segmenter is judged on", may_change=True
     )
@@ -104,6 +105,7 @@ def open_labelled(settings):
 def train_segmenter(arm, fold, settings, folder, seed):
     """Train one segmenter; return it with the weights that did best on the validation part (no such part: the last)."""
     training, validation = (TrainingImages(cases, settings.size) for cases in (fold.training, fold.validation))
+    source = getattr(fold, arm.source) if arm.source else None
     torch.manual_seed(seed)  # of the initial weights
     config = SegmenterConfig(1, len(fold.labelled.classes), settings.channels, variant=settings.variant)
     network = Segmenter(config).to(settings.device)
@@ -115,14 +117,15 @@ def train_segmenter(arm, fold, settings, folder, seed):
     # here and done again, to the same bits: so a kill between any two writes changes nothing.
     lines = read_lines(log, run.done)
     for step, batch in run.steps(training):
-        image, mask, other = batch.image, batch.mask, batch.image  # (B, 1, S, S), (B, S, S), (B, 1, S, S)
+        image, mask, other, other_mask = batch.image, batch.mask, batch.image, batch.mask  # (B, 1, S, S), (B, S, S), twice
         real = arm.real(len(image), settings.size, step / settings.steps, settings, run.rng)  # (B, 1, S or 1, S or 1)
-        if arm.needs_generated:
-            other = fold.generated.images([case.id for case in batch.cases], run.rng)
+        if arm.source:
+            other, other_mask = source.draw([case.id for case in batch.cases], run.rng)
+        mask = torch.where(real[:, 0], mask, other_mask)  # labels come from where the pixels do
         image, mask, other, real = (tensor.to(run.device) for tensor in (image, mask, other, real))
         mix_logits = "mix_logits" in settings.deviations  # two forward passes, one augmentation for both
         pair = torch.cat([image, other], dim=1) if mix_logits else merge(image, other, real)  # (B, 2 or 1, S, S)
-        pair, mask = augment(pair, mask, arm.augmentation, run.rng)  # the mask is right for both: generated images follow it
+        pair, mask = augment(pair, mask, arm.augmentation, run.rng)
         with run.autocast():
             if mix_logits:
                 logits = torch.where(real, network(pair[:, :1]), network(pair[:, 1:]))  # (B, K, S, S)
@@ -143,7 +146,7 @@ def train_segmenter(arm, fold, settings, folder, seed):
     for number in range(len(fold.validation)):  # not read again where this run has read them
         validation.read([number])
     ledger = Ledger().add(f"segmentation, fold {fold.number}", torch.cat([training.hashes, validation.hashes]))
-    ledger = join([ledger, fold.generated.ledger]) if arm.needs_generated else ledger
+    ledger = join([ledger, source.ledger]) if arm.source else ledger
     ledger.write(folder.parent)
     save(selected, network.state_dict(), header | ledger.header)
     return network.eval()
@@ -174,7 +177,7 @@ def run_arm(name, fold, seed, settings):
 
 def run_comparison(settings, sets, folds):
     """Train and score every arm on every fold and seed, then write a report for every test set; return the first one's results."""
-    arms, labelled = choose_arms(settings.arms, settings.generated), sets[""]
+    arms, labelled = choose_arms(settings.arms, settings.generated, settings.oracle), sets[""]
     with_images = [fold for fold in folds if fold.generated is not None]
     inputs = {f"fold{fold.number}": fold.generated.manifest for fold in with_images} | name_tests(settings)
     save_config(settings.out, settings, inputs, labelled.about.data, labelled.names)

@@ -34,49 +34,44 @@ all_real, generated_first, none_real = real_from(0), real_from(0.5), real_from(1
 
 @dataclass(frozen=True)
 class Arm:
-    """augmentation: its name in emit.data.augment.  real: which pixels stay real.  copies: real images as "generated"."""
+    """augmentation: its name in emit.data.augment.  real: which pixels stay real.  source: where the others come from.
+
+    source: "generated" images, an "oracle" (further real labelled images), or "": the real image once more.
+    """
 
     augmentation: str = "baseline"
     real: object = all_real
-    copies: bool = False
-
-    @property
-    def needs_generated(self):
-        """Whether the arm reads generated images."""
-        return self.real is not all_real and not self.copies
+    source: str = ""
 
 
 SINGLES = ("contrast", "gamma", "brightness", "noise", "resolution", "mirror", "rotate", "scale")
-ARMS = {
-    "baseline": Arm(),
-    **{name: Arm(name) for name in SINGLES},
-    "deepstack": Arm("deepstack"),
-    "ours": Arm(real=by_patch),
-    "ours+deepstack": Arm("deepstack", by_patch),
-    "nnunet": Arm("nnunet"),
-    "ours+nnunet": Arm("nnunet", by_patch),
-    "mixed": Arm(real=by_image),
-    "generated only": Arm(real=none_real),
-    "generated first": Arm(real=generated_first),
-    "generated first+deepstack": Arm("deepstack", generated_first),
-    "copies": Arm(real=by_patch, copies=True),
+USES = {"ours": by_patch, "mixed": by_image, "generated first": generated_first, "generated only": none_real}
+ORACLES = {"oracle": by_patch, "oracle mixed": by_image, "oracle first": generated_first, "oracle only": none_real}
+STACKS = ("baseline", "deepstack", "nnunet")
+ARMS = {name: Arm(name) for name in ("baseline", *SINGLES, "deepstack", "nnunet")} | {"copies": Arm(real=by_patch)}
+ARMS |= {  # ours, ours+deepstack, ours+nnunet, mixed, ...
+    name + (f"+{stack}" if stack != "baseline" else ""): Arm(stack, real, source)
+    for source, uses in (("generated", USES), ("oracle", ORACLES))
+    for name, real in uses.items()
+    for stack in STACKS
 }
 PAPER = ("baseline", *SINGLES, "deepstack", "ours", "ours+deepstack")
 CLASSICAL = (*SINGLES, "deepstack", "nnunet")
 
 
-def choose_arms(names, generated):
+def choose_arms(names, generated, oracle=None):
     """Return the names of the arms asked for: a list, where "paper" and "all" are sets; the baseline comes first, always.
 
-    generated: the folder of generated images. Without one (None) "paper" and "all" leave out the arms that read them.
-    Raises InputError for an unknown name, and where a named arm lacks its generated images.
+    generated, oracle: their folders. Without one (None) "paper" and "all" leave out the arms that read it.
+    Raises InputError for an unknown name, and where a named arm lacks its images.
     """
     sets = {"paper": PAPER, "all": tuple(ARMS)}
     wanted = [arm for name in names for arm in sets.get(name, (name,))]
     unknown = [name for name in wanted if name not in ARMS]
     if unknown:
         raise InputError(f"--arms: {unknown[0]} is unknown; choose from paper, all, {', '.join(ARMS)}")
-    possible = [name for name in wanted if generated is not None or not ARMS[name].needs_generated]
-    if any(name not in sets and name not in possible for name in names):
-        raise InputError("--generated: is missing, and arms read generated images; give emit.generate's output folder")
-    return list(dict.fromkeys(("baseline", *possible)))
+    folders = {"": "none needed", "generated": generated, "oracle": oracle}
+    for name in names:
+        if name not in sets and folders[ARMS[name].source] is None:
+            raise InputError(f"--{ARMS[name].source}: is missing, and the arm {name} reads its images; give the folder")
+    return list(dict.fromkeys(("baseline", *(name for name in wanted if folders[ARMS[name].source] is not None))))

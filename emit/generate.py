@@ -12,6 +12,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +21,12 @@ from tqdm import tqdm
 from emit import checkpoints, errors
 from emit.compat import read_compat
 from emit.data.cache import TrainingImages
+from emit.data.cases import read_cases
 from emit.data.edges import edge_agreement, make_hint
 from emit.data.geometry import LINEAR, fit
 from emit.data.prompts import add_phrase, draw_phrase, gray_sketch
+from emit.data.shapes import bend, transplant
+from emit.data.similarity import content_hash
 from emit.dataset import DATASET, choose_folds, open_set, read_description, write_set
 from emit.diffusion.samplers import SAMPLERS
 from emit.files import sha256, write_json
@@ -48,6 +52,10 @@ class Settings(SamplingSettings):
     data: Path | None = setting(None, "[choice] stage 2's", help="the labelled images, if they were moved", may_change=True)
     fold: str = setting("all", "[paper] one model per fold", help="all, or one fold number", may_change=True)
     n: int = setting(3, "[choice] seconds; [authors' code]: 50", paper=50, help="images per training case", may_change=True, low=1)
+    vary: float = setting(1.0, "[choice] new shapes: docs/findings.md", paper=0.0, help="how far edges and mask are bent", low=0)
+    tissue: Path | None = setting(
+        None, "[choice] the case's own", help="stage 1's pictures: normal ones take in the labelled objects"
+    )
     phrases: str = setting("none", "[choice] for models that know words", paper="words", help="none, words, or their weight")
     compat: tuple[str, ...] = setting((), "[authors' code]", help="diffboost, or diffboost:NAME,... (see docs/paper.md)")
     sweep: tuple[str, ...] = setting((), "[choice] none", help="guidance=V,V,... or strength=V,V,...: a folder for each value")
@@ -66,10 +74,34 @@ def read_weight(phrases):
     raise errors.InputError(f"--phrases: is {phrases}; give none, words, or a weight from 0 to 1")
 
 
-def plan(cases, settings):
-    """List (case number, sample index, prompt, seed) for every image of a fold."""
+class Job(NamedTuple):
+    """One image to make: of which case and index, from which text and seed, in the tissue of which other picture (numbers)."""
+
+    case: int
+    index: int
+    prompt: str
+    seed: int
+    tissue: int | None
+
+
+def open_tissue(settings, labelled):
+    """Return, of the pictures in --tissue, those that have nothing to find: whose prompt says normal; None without the flag."""
+    if settings.tissue is None:
+        return None
+    found = [case for case in read_cases(settings.tissue, layout="radimagenet").cases if case.prompt.endswith(", normal")]
+    return TrainingImages(found, labelled.size, labelled.hed_size)
+
+
+def plan(cases, settings, tissue=None):
+    """List the Job of every image of a fold. tissue: of `open_tissue`."""
     deviations, weight, jobs = read_compat(settings.compat, "emit.generate"), read_weight(settings.phrases), []
     for number, case in enumerate(cases):
+        organ = case.prompt.rpartition(", ")[0]  # modality and organ
+        places = [] if tissue is None else [i for i, one in enumerate(tissue.cases) if one.prompt == f"{organ}, normal"]
+        if tissue is not None and not places:
+            raise errors.InputError(
+                f"--tissue: {settings.tissue} holds no picture of {organ}, normal, for case {case.id}; leave it out"
+            )
         for index in range(settings.n):
             prompt, phrase = case.prompt, draw_phrase(generator(settings.seed, case.id, index, "phrase"))
             if "gray_sketch" in deviations:
@@ -77,11 +109,30 @@ def plan(cases, settings):
             elif settings.phrases != "none":
                 prompt = add_phrase(prompt, phrase, weight)
             source = () if "one_seed" in deviations else (case.id,)
-            jobs.append((number, index, prompt, seed_from(settings.seed, *source, index)))
+            draw = torch.randint(max(1, len(places)), (), generator=generator(settings.seed, case.id, index, "tissue"))
+            place = places[draw] if places else None
+            jobs.append(Job(number, index, prompt, seed_from(settings.seed, *source, index), place))
     return jobs
 
 
-def generate_fold(model, hed, cases, labelled, settings, weights, folder):
+def make_conditions(hed, pictures, tissue, jobs, labelled, settings):
+    """Return the hints (B, 3, S, S), the masks (B, S, S) and the frames (B, S, S), true outside the picture, of B jobs."""
+
+    def look(images, numbers):  # edges (B, 1, S, S), frames (B, S, S), and the batch
+        batch = images.batch(numbers)
+        frames = fit(batch.view, labelled.size, LINEAR, 0.0).isnan()[:, 0]
+        return find_edges(hed, batch.view, size=labelled.size), frames, batch
+
+    edges, frames, batch = look(pictures, [job.case for job in jobs])
+    draws = [generator(settings.seed, pictures.cases[job.case].id, job.index, "shape") for job in jobs]
+    edges, masks, frames = bend(edges, batch.mask, frames, draws, settings.vary)
+    if tissue is not None:
+        other, frames, _ = look(tissue, [job.tissue for job in jobs])
+        edges, masks = transplant(edges, masks, other, frames)
+    return make_hint(labelled.hint, masks, edges, len(labelled.classes)), masks, frames
+
+
+def generate_fold(model, hed, cases, labelled, settings, weights, folder, tissue=None):
     """Make every image of one fold that is not there whole; each line of the manifest is written after its files."""
     manifest, pictures = folder / "manifest.jsonl", TrainingImages(cases, labelled.size, labelled.hed_size)
     lines = {(line["case"], line["index"]): line for line in read_manifest(folder) if is_whole(folder, line)}
@@ -91,35 +142,35 @@ def generate_fold(model, hed, cases, labelled, settings, weights, folder):
     shared = {name: getattr(labelled, name) for name in ("size", "hint", "hed_size", "classes")} | {"reading": reading}
     shared |= {"sampling": asdict(sampling), "negative": settings.negative, "precision": settings.precision}
     shared |= {"weights": weights, "compat": read_compat(settings.compat, "emit.generate"), "synthetic": True}
+    shared |= {"vary": settings.vary, "generator": settings.seed}
     sources = {path: sha256(path) for path in {case.path for case in cases}}
-    jobs = plan(cases, settings)
+    jobs = plan(cases, settings, tissue)
     chunks = [jobs[start : start + settings.batch] for start in range(0, len(jobs), settings.batch)]
-    chunks = [chunk for chunk in chunks if any((cases[number].id, index) not in lines for number, index, *_ in chunk)]
+    chunks = [chunk for chunk in chunks if any((cases[job.case].id, job.index) not in lines for job in chunk)]
     autocast = torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=settings.precision == "bf16")
     with open(manifest, "a", buffering=1) as log, autocast, tqdm(chunks, folder.name, unit="batch") as bar:
         for chunk in bar:  # whole: a sum's last bits depend on what is computed beside it
-            numbers, _, prompts, seeds = zip(*chunk, strict=True)
-            batch = pictures.batch(numbers)
-            real, masks, view = batch.image, batch.mask, batch.view
-            hint = make_hint(labelled.hint, masks, find_edges(hed, view, size=labelled.size), len(labelled.classes))
-            images = model.generate(list(prompts), hint, seeds, labelled.size, sampling, settings.negative)
+            prompts, seeds = [job.prompt for job in chunk], [job.seed for job in chunk]
+            hint, masks, frames = make_conditions(hed, pictures, tissue, chunk, labelled, settings)
+            images = model.generate(prompts, hint, seeds, labelled.size, sampling, settings.negative)
             grey = to_grey(images)  # (n, 3, S, S) -> (n, 1, S, S)
-            unframed = grey.cpu().masked_fill(fit(view, labelled.size, LINEAR, 0.0).isnan(), math.nan)
+            unframed = grey.cpu().masked_fill(frames[:, None], math.nan)
             agreement = edge_agreement(find_edges(hed, unframed, labelled.hed_size), hint[:, :1])
-            for row, (number, index, prompt, seed) in enumerate(chunk):
-                case = cases[number]
+            for row, job in enumerate(chunk):
+                case, index = cases[job.case], job.index
                 if (case.id, index) in lines:
                     continue
                 # Of all channels, as a mean of clipped ones is not clipped, and of their mean, which can be one grey.
                 # A case that is blank itself, such as the first slice of a volume, may have a blank image.
-                blank = images[row].isfinite().all() and find_fault(real[row])
+                blank = images[row].isfinite().all() and find_fault(pictures.image([job.case])[0])
                 fault = None if blank else find_fault(images[row]) or find_fault(grey[row])
                 if fault:
                     words = "look at --guidance, --strength, --precision and the weights, and choose another folder"
                     raise errors.InputError(f"{folder}: image {index} of case {case.id} {fault}; {words}")
                 name = f"{case.id.replace('/', '_')}_{index:03d}.png"
                 files = to_bytes(grey[row, 0]), masks[row].to(torch.uint8).numpy(), to_bytes(2 * hint[row, 0] - 1)
-                line = {"file": name, "case": case.id, "index": index, "prompt": prompt, "seed": seed, **shared}
+                line = {"file": name, "case": case.id, "index": index, "prompt": job.prompt, "seed": job.seed, **shared}
+                line |= {} if tissue is None else {"tissue": tissue.cases[job.tissue].id}
                 line |= {"sha256": save_pictures(folder, name, *files), "source": sources[case.path]}
                 if labelled.hint in OF_EDGES:
                     line["edge_agreement"] = round(agreement[row].item(), 4)
@@ -145,7 +196,7 @@ def main():
     if read_description(settings.finetuned / DATASET)[1]["hint"] is None:
         raise errors.InputError(f"{settings.finetuned / DATASET}: is not of stage 2; give its run folder")
     labelled = open_set(settings.finetuned, settings.data)
-    folds = choose_folds(settings.fold, labelled.splits)
+    folds, tissue = choose_folds(settings.fold, labelled.splits), open_tissue(settings, labelled)
     device = distributed.start(settings.device)
     hed, hed_header = load_hed(settings.hed)
     files = {f"fold{fold}": settings.finetuned / f"fold{fold}" / "controlnet.safetensors" for fold in folds}
@@ -163,10 +214,13 @@ def main():
         paths = {"model": settings.model, "controlnet": controlnet, "hed": settings.hed}
         ancestry = join(map(open_ledger, paths.values(), [*headers, hed_header]))
         weights, cases = {part: sha256(path) for part, path in paths.items()}, labelled.training(fold)
+        if tissue is not None:
+            used = sorted({job.tissue for job in plan(cases, settings, tissue)})
+            ancestry = ancestry.add("tissue", np.array([content_hash(tissue.cases[i].image) for i in used], np.uint64))
         for run in runs.values():
             ancestry.write(run.out)
             write_json(run.out / name / "ledger.json", ancestry.header)
-            generate_fold(model, hed, cases, labelled, run, weights, run.out / name)
+            generate_fold(model, hed, cases, labelled, run, weights, run.out / name, tissue)
 
 
 if __name__ == "__main__":

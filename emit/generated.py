@@ -86,21 +86,23 @@ class Generated:
         self.ledger = ledger.read(self.folder / "ledger.json")
         self.pictures = Memo(self._read)
 
-    def images(self, cases: list[str], rng: torch.Generator) -> torch.Tensor:
-        """Draw one generated image for each case id: (B, 1, S, S) in [-1, 1]."""
+    def draw(self, cases: list[str], rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw one generated image for each case id: images (B, 1, S, S) in [-1, 1] and their own masks (B, S, S)."""
         missing = [case for case in cases if case not in self.by_case]
         if missing:
             raise InputError(f"{self.folder}: holds no image for case {missing[0]}; generate with the same splits")
         draws = torch.rand(len(cases), generator=rng).tolist()
         chosen = zip((self.by_case[case] for case in cases), draws, strict=True)
-        return self.pictures([numbers[int(draw * len(numbers))] for numbers, draw in chosen])
+        pictures = self.pictures([numbers[int(draw * len(numbers))] for numbers, draw in chosen])  # (B, 2, S, S)
+        return pictures[:, :1], pictures[:, 1].long()
 
     def pairs(self):
         """Yield (case id, image (1, 1, S, S), mask (S, S)) of every generated image."""
         for number, line in enumerate(self.lines):
-            yield line["case"], self.pictures([number]), decode(self.folder / "masks" / line["file"])
+            image, mask = self.pictures([number])[0]
+            yield line["case"], image[None, None], mask.numpy().astype(np.uint8)
 
     def _read(self, numbers):
         (number,) = numbers
-        pixels = decode(self.folder / "images" / self.lines[number]["file"])
-        return torch.as_tensor(pixels / 127.5 - 1).float()[None, None]  # (1, 1, S, S)
+        image, mask = (decode(self.folder / kind / self.lines[number]["file"]) for kind in ("images", "masks"))
+        return torch.stack([torch.as_tensor(image / 127.5 - 1), torch.as_tensor(mask)]).float()[None]  # (1, 2, S, S)

@@ -36,14 +36,22 @@ def test_patches_are_squares_of_a_sixth():
 
 def test_baseline_comes_first_and_arms_without_images_are_left_out():
     assert arms.choose_arms(("mirror", "baseline"), None) == ["baseline", "mirror"]
-    assert not any(arms.ARMS[name].needs_generated for name in arms.choose_arms(("paper",), None))
+    assert not any(arms.ARMS[name].source for name in arms.choose_arms(("paper",), None))
     assert "ours" in arms.choose_arms(("paper",), "folder")
     assert arms.choose_arms(("copies", "paper"), "folder") == ["baseline", "copies", *arms.PAPER[1:]]
     assert "ours" not in arms.choose_arms(("paper", "nnunet"), None)
+    sources = [{arms.ARMS[name].source for name in arms.choose_arms(("all",), *folders)} for folders in ((None, "b"), ("a", "b"))]
+    assert sources == [{"", "oracle"}, {"", "generated", "oracle"}]
 
 
 @pytest.mark.parametrize(
-    ("names", "message"), [(("ours",), "--generated: "), (("all", "ours"), "--generated: "), (("nonsense",), "--arms: nonsense ")]
+    ("names", "message"),
+    [
+        (("ours",), "--generated: "),
+        (("all", "ours"), "--generated: "),
+        (("oracle+nnunet",), "--oracle: "),
+        (("nonsense",), "--arms: nonsense "),
+    ],
 )
 def test_arms_that_cannot_run_are_refused(names, message):
     with pytest.raises(InputError, match=f"^{message}"):
@@ -51,5 +59,13 @@ def test_arms_that_cannot_run_are_refused(names, message):
 
 
 def test_arms_that_read_generated_images():
-    names = {name for name, arm in arms.ARMS.items() if arm.needs_generated}
+    names = {name for name, arm in arms.ARMS.items() if arm.source == "generated"}
     assert names == {name for name in arms.ARMS if name.startswith(("ours", "mixed", "generated"))}
+
+
+@pytest.mark.parametrize("stack", ["", "+deepstack", "+nnunet"])
+def test_an_oracle_differs_from_its_arm_by_the_images_alone(stack):
+    for name, oracle in zip(arms.USES, arms.ORACLES, strict=True):
+        one, other = arms.ARMS[name + stack], arms.ARMS[oracle + stack]
+        assert (one.augmentation, one.real) == (other.augmentation, other.real) == (stack[1:] or "baseline", arms.USES[name])
+        assert (one.source, other.source) == ("generated", "oracle")

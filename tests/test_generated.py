@@ -66,4 +66,4 @@ def test_a_line_that_a_kill_cut_off_is_none(folder):
     with pytest.raises(InputError, match="is missing or empty"):
         Generated(folder / "nowhere")
     with pytest.raises(InputError, match="holds no image for case b"):
-        Generated(folder).images(["a", "b"], None)
+        Generated(folder).draw(["a", "b"], None)

@@ -305,7 +305,7 @@ def test_the_agreement_of_edges_counts_no_frame(tmp_path, side):
     (tmp_path / "case.png").touch()
     case = Case("wide", "wide", "prompt", "", str(tmp_path / "case.png"), lambda path: (picture, (picture > 0).astype(np.uint8)))
     labelled = LabelledSet([case], ("background", "lesion"), [], SetSettings(data=tmp_path), 32, "hed", side)
-    settings = generate.Settings(model=tmp_path, finetuned=tmp_path, hed=tmp_path, out=tmp_path, n=1)
+    settings = generate.Settings(model=tmp_path, finetuned=tmp_path, hed=tmp_path, out=tmp_path, n=1, vary=0.0)
     hed = PixelHED()
     hed.forward = lambda image: (image[:, :1] + 1.5) / 3  # black is an edge, too
     generate.generate_fold(Framing(picture), hed, [case], labelled, settings, {}, tmp_path)

@@ -56,12 +56,12 @@ def make_case(name, level=None):
 
 
 class FakeGenerated:
-    """Generated images of 0.5 everywhere."""
+    """Generated images of 0.5 everywhere, all lesion."""
 
     ledger = Ledger().add("pre-training", np.array([1, 2], np.uint64))
 
-    def images(self, cases, rng):
-        return torch.full((len(cases), 1, 16, 16), 0.5)
+    def draw(self, cases, rng):
+        return torch.full((len(cases), 1, 16, 16), 0.5), torch.ones(len(cases), 16, 16, dtype=torch.long)
 
     def pairs(self):
         return [("t0", torch.full((1, 1, 16, 16), 0.5), np.ones((16, 16), np.uint8))]
@@ -71,7 +71,7 @@ def make_fold(**change):
     """Return a fold of 8 training cases, whose images are -1 + i / 10, 2 of validation and 3 of the test."""
     training = [make_case(f"t{i}", -1 + i / 10) for i in range(8)]
     parts = [[make_case(f"{part}{i}") for i in range(count)] for part, count in (("v", 2), ("test", 3))]
-    return replace(Fold(0, LABELLED, training, parts[0], {"": parts[1]}, FakeGenerated()), **change)
+    return replace(Fold(0, LABELLED, training, parts[0], {"": parts[1]}, FakeGenerated(), FakeGenerated()), **change)
 
 
 class Spy(nn.Module):
@@ -112,6 +112,16 @@ def test_real_and_generated_pixels_are_where_the_arm_says(train):
     assert (first == 0.5).all() and (second == 0.5).all() and (third < 0).all()  # half of three steps
 
 
+@pytest.mark.parametrize("arm", ["ours", "mixed", "generated first", "oracle"])
+def test_labels_come_from_where_the_pixels_do(train, monkeypatch, arm):
+    seen = []
+    monkeypatch.setattr(train_seg, "dice_ce_loss", lambda logits, mask: seen.append(mask) or logits.mean())
+    image, mask = torch.cat(train(arm))[:, 0], torch.cat(seen)
+    lesion = torch.zeros(16, 16, dtype=torch.long)
+    lesion[4:9, 4:9] = 1  # of every real case
+    assert torch.equal(mask, torch.where(image == 0.5, 1, lesion)) and (image == 0.5).any() and (image < 0).any()
+
+
 def test_no_shuffle_shows_the_cases_in_order(train):
     in_order = torch.cat(train("baseline", compat=("no_shuffle",)))[:8, 0, 0, 0]
     assert torch.allclose(in_order, -1 + torch.arange(8) / 10, atol=1e-6)  # float32
@@ -124,7 +134,7 @@ def test_mix_logits_takes_each_pixels_finding_from_the_image_it_belongs_to(train
     monkeypatch.setattr(train_seg, "dice_ce_loss", lambda logits, mask: seen.append(logits) or logits.mean())
     monkeypatch.setattr(train_seg, "validate", lambda *_: 0.0)
     here = (torch.arange(256) % 3 == 0).view(1, 1, 16, 16)
-    shown = train(Arm(real=lambda *_: here), compat=("mix_logits",), steps=1)
+    shown = train(Arm(real=lambda *_: here, source="generated"), compat=("mix_logits",), steps=1)
     assert len(shown) == 2 and (shown[0] < 0).all() and (shown[1] == 0.5).all()  # each whole, in two passes
     bias = seen[0][0, :, 0, 1] - 0.5  # of this network; the pixel is generated
     expected = torch.where(here, shown[0], shown[1]) + bias[:, None, None]

@@ -61,6 +61,7 @@ def similarity(degrees, window):
 def warp(tensor, matrix, mode, fill, displacement=None):
     """Resample (B, C, H, W): output position p reads the input at matrix (p, 1) + displacement(p), `fill` outside.
 
+    fill: a number, or None for the picture mirrored at its border.
     matrix: (B, 2, 3), positions in pixels from the centre. displacement: (B, H, W, 2) in pixels, (x, y), or None.
     mode: "bilinear" or "nearest". The dtype is kept; labels pass through float32 exactly up to 2^24.
     """
@@ -70,6 +71,9 @@ def warp(tensor, matrix, mode, fill, displacement=None):
     grid = F.affine_grid(theta, (len(tensor), 1, height, width), align_corners=False)  # (B, H, W, 2)
     if displacement is not None:
         grid = grid + displacement / half
+    if fill is None:
+        sampled = F.grid_sample(tensor.to(grid.dtype), grid, mode, padding_mode="reflection", align_corners=False)
+        return sampled.to(tensor.dtype)
     sampled = F.grid_sample(tensor.to(grid.dtype) - fill, grid, mode, padding_mode="zeros", align_corners=False)
     return (sampled + fill).to(tensor.dtype)  # moved by fill and back, as grid_sample fills with 0 alone
 

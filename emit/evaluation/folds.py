@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from emit.data.cache import TrainingImages
 from emit.data.similarity import content_hash
 from emit.data.splits import select
 from emit.dataset import LabelledSet, open_test
@@ -14,7 +16,7 @@ from emit.ledger import Ledger, join
 
 @dataclass(frozen=True)
 class Fold:
-    """What the arms of a fold share: the set, lists of its cases, the generated images (None: there are none).
+    """What the arms of a fold share: the set, lists of its cases, the generated images and the oracle (None: there are none).
 
     tests: {"": the fold's own test part, name of a --test set: all its cases}.
     """
@@ -25,6 +27,19 @@ class Fold:
     validation: list
     tests: dict
     generated: Generated | None
+    oracle: "Oracle | None" = None
+
+
+class Oracle:
+    """Further real labelled images where generated ones would be drawn: what perfect ones could be worth."""
+
+    def __init__(self, cases: list, size: int):
+        self.pictures = TrainingImages(cases, size)
+        self.ledger = Ledger().add("oracle", np.array([content_hash(case.image) for case in cases], np.uint64))
+
+    def draw(self, cases, rng):
+        """Draw an image for each of B cases, whichever they are: (B, 1, S, S) in [-1, 1] and masks (B, S, S)."""
+        return self.pictures.read(torch.randint(len(self.pictures), (len(cases),), generator=rng).tolist())
 
 
 def name_tests(settings) -> dict:
@@ -44,7 +59,10 @@ def open_sets(settings, labelled) -> dict[str, LabelledSet]:
 
 def open_folds(settings, sets) -> list[Fold]:
     """Return the folds, after looking for too few cases and for leaks. sets: of `open_sets`."""
-    labelled, folds = sets[""], []
+    labelled, folds, oracle = sets[""], [], None
+    if settings.oracle is not None:
+        further = open_test(settings.oracle, labelled, "oracle")
+        oracle = Oracle(select(further.cases, further.splits[0].test), settings.size)
     for number, split in enumerate(labelled.splits):
         training, validation = labelled.training(number), select(labelled.cases, split.validation)
         tests = {name: select(one.cases, one.splits[number].test) for name, one in sets.items()}
@@ -52,9 +70,11 @@ def open_folds(settings, sets) -> list[Fold]:
         if settings.generated is not None:
             generated = Generated(settings.generated / f"fold{number}", settings.n)
             generated.ledger.refuse(tests[""], generated.folder)
+        if oracle is not None:
+            oracle.ledger.refuse(tests[""], settings.oracle)
         if "select_on_test" in settings.deviations:
             validation = tests[""]
-        folds.append(Fold(number, labelled, training, validation, tests, generated))
+        folds.append(Fold(number, labelled, training, validation, tests, generated, oracle))
     if len(sets) > 1:
         ledger = list_seen(folds)
         for name, cases in folds[0].tests.items():
@@ -66,5 +86,5 @@ def list_seen(folds) -> Ledger:
     """Return the ledger of what the segmenters of all folds learn from and select on, generated images included."""
     seen = {case.id: case for fold in folds for case in (*fold.training, *fold.validation)}
     hashes = np.array([content_hash(case.image) for case in seen.values()], np.uint64)
-    images = [fold.generated.ledger for fold in folds if fold.generated is not None]
+    images = [source.ledger for fold in folds for source in (fold.generated, fold.oracle) if source is not None]
     return join([Ledger().add("the cases of training and validation", hashes), *images])

@@ -70,7 +70,7 @@ def compute(rows, cases, seed) -> dict:
         summaries[arm] = summarise([row | {"class": ALL} for row in mine]) | summarise(mine)
     group_of = {case.volume or case.id: case.group for case in cases}
     groups, rng = [group_of[name] for name in names], np.random.default_rng(seed_from(seed, "bootstrap"))
-    generated = [arm for arm in table if ARMS[arm].needs_generated]
+    generated = [arm for arm in table if ARMS[arm].source == "generated"]
     others = [arm for arm in table if arm not in (BASELINE, *generated)]
     best = max((arm for arm in CLASSICAL if arm in table), key=lambda arm: described[arm]["mean"], default=None)
     pairs = [(arm, reference) for reference in (BASELINE, best) if reference for arm in generated]
