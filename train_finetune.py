@@ -14,6 +14,7 @@ from emit import errors
 from emit.data.cache import Memo, TrainingImages
 from emit.data.edges import make_hint
 from emit.data.geometry import random_warp
+from emit.data.shapes import bend
 from emit.dataset import TAKEN_OVER, check_size, choose_folds, open_set, write_set
 from emit.diffusion.objective import loss_by_quartile
 from emit.files import check_room
@@ -45,6 +46,7 @@ class Settings(RunSettings):
     batch: int = setting(16, "[choice] CPU minutes; [authors' code]: 32; [paper]: 48", paper=32, help="images per step", low=1)
     lr: float = setting(2e-3, "[choice] few steps; [paper]: 1e-6", paper=1e-6, help="learning rate of AdamW", above=0)
     caption_dropout: float = setting(0.1, "[choice] guidance needs them", help="share of empty prompts", low=0, high=1)
+    vary: float = setting(1.0, "[choice] as emit.generate's", paper=0.0, help="bend the cases; 0: --degrees, --crop", low=0)
     degrees: float = setting(20.0, "[authors' code]", help="rotation U(-degrees, degrees) of a case", low=0, high=180)
     crop: tuple[float, ...] = setting((0.75, 1.05), "[authors' code]", help="smallest,largest crop, share of the side", above=0)
     ema: float = setting(0.98, "[choice] few steps; [authors' code]: none", paper=0.0, help="EMA's decay, 0: none", low=0, below=1)
@@ -64,7 +66,11 @@ def train_fold(model, hed, cases, classes, settings, folder):
     def condition(batch, rng):
         """Warp image, edge and mask together; return z_0 and hint."""
         edge = edges(batch.indices, batch.view)
-        image, edge, mask = random_warp(batch.image, edge, batch.mask, rng, settings.degrees, settings.crop)
+        if settings.vary:
+            planes, mask = bend(torch.cat([batch.image, edge], dim=1), batch.mask[:, None], [rng] * len(edge), settings.vary)
+            image, edge, mask = planes[:, :1], planes[:, 1:], mask[:, 0]  # (B, 1, S, S), (B, 1, S, S), (B, S, S)
+        else:
+            image, edge, mask = random_warp(batch.image, edge, batch.mask, rng, settings.degrees, settings.crop)
         hint = make_hint(settings.hint, mask, edge, len(classes)).to(run.device)
         with torch.no_grad():
             posterior = model.vae.encode(image.expand(-1, 3, -1, -1).to(run.device))

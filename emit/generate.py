@@ -124,8 +124,11 @@ def make_conditions(hed, pictures, tissue, jobs, labelled, settings):
         return find_edges(hed, batch.view, size=labelled.size), frames, batch
 
     edges, frames, batch = look(pictures, [job.case for job in jobs])
-    draws = [generator(settings.seed, pictures.cases[job.case].id, job.index, "shape") for job in jobs]
-    edges, masks, frames = bend(edges, batch.mask, frames, draws, settings.vary)
+    masks = batch.mask
+    if settings.vary:
+        draws = [generator(settings.seed, pictures.cases[job.case].id, job.index, "shape") for job in jobs]
+        edges, labels = bend(edges, torch.stack([masks, frames], dim=1), draws, settings.vary)  # (B, 1, S, S), (B, 2, S, S)
+        masks, frames = labels[:, 0], labels[:, 1] > 0
     if tissue is not None:
         other, frames, _ = look(tissue, [job.tissue for job in jobs])
         edges, masks = transplant(edges, masks, other, frames)

@@ -16,25 +16,21 @@ DEGREES, ZOOM, SHIFT, BEND, WIDTH = 15.0, 0.25, 0.15, 0.03, 1 / 8  # ZOOM: of lo
 RIM = 3  # pixels around a label whose edges go with it [choice]: HED's lines are that wide
 
 
-def bend(edge: Tensor, mask: Tensor, frame: Tensor, rngs: list[torch.Generator], strength: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Flip left-right, turn, resize, shift and bend each row, by one draw for edge, mask and frame; strength 0: none of it.
+def bend(planes: Tensor, labels: Tensor, rngs: list[torch.Generator], strength: float) -> tuple[Tensor, Tensor]:
+    """Flip left-right, turn, resize, shift and bend planes (B, C, S, S), bilinear, and labels (B, L, S, S), nearest, alike.
 
     Position p reads A p + shift + u(p): A turns by U(-15, 15) degrees and zooms by exp U(-0.25, 0.25); shift U(-0.15, 0.15) S
     along each axis; u is smooth noise of 0.03 S rms, sigma S / 8; all in proportion to the strength. Mirrored at the border.
     """
-    if not strength:
-        return edge, mask, frame
-    side, rows = edge.shape[-1], []
-    for row, rng in enumerate(rngs):
+    side, rows = planes.shape[-1], []
+    for plane, label, rng in zip(planes[:, None], labels[:, None], rngs, strict=True):  # (1, C, S, S), (1, L, S, S)
         turn, zoom, right, down, flip = (2 * torch.rand(5, generator=rng) - 1).tolist()
         matrix = similarity(torch.tensor([strength * DEGREES * turn]), torch.tensor([strength * ZOOM * zoom]).exp())  # (1, 2, 3)
         matrix[0, :, 2] = strength * SHIFT * side * torch.tensor([right, down])
         matrix[0, :, 0] *= 1 if flip < 0 else -1
         amplitude, sigma = (share * side * torch.ones(1, 1, 1, 1) for share in (strength * BEND, WIDTH))
-        offset = draw_displacement(edge[row : row + 1], amplitude, sigma, rng)  # (1, S, S, 2)
-        planes = torch.stack([mask[row], frame[row]])[None].float()  # (1, 2, S, S)
-        planes = warp(planes, matrix, "nearest", None, offset)[0]
-        rows.append((warp(edge[row : row + 1], matrix, "bilinear", None, offset)[0], planes[0].to(mask.dtype), planes[1] > 0))
+        offset = draw_displacement(plane, amplitude, sigma, rng)  # (1, S, S, 2)
+        rows.append((warp(plane, matrix, "bilinear", None, offset)[0], warp(label, matrix, "nearest", None, offset)[0]))
     return tuple(map(torch.stack, zip(*rows, strict=True)))
 
 
