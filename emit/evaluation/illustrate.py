@@ -39,7 +39,7 @@ def illustrate(rows, results, labelled, settings) -> list[tuple[str, Path, str]]
         path.unlink(missing_ok=True)  # as drawn before a resume
     with costing_nothing(paths[0]):
         if len(results["arms"]) > 1:
-            save_paired(paths[0], {arm: values.mean(axis=0) for arm, values in tabulate(rows)[2].items()}, stamp)
+            save_paired(paths[0], {arm: np.nanmean(values, axis=(0, 1)) for arm, values in tabulate(rows)[2].items()}, stamp)
     with costing_nothing(paths[1]):
         if examples := collect_examples(settings.out, arms, rows, labelled.cases):
             save_contours(paths[1], examples, labelled.classes, stamp)
@@ -63,7 +63,7 @@ def collect_examples(folder, arms, rows, cases) -> list[dict]:
     first = {row["case"]: row["fold"] for row in reversed(rows)}  # a --test set is scored in every fold
     names, seeds, table = tabulate(row for row in rows if row["fold"] == first[row["case"]])
     fold_of = {row["case"]: first[row["case"]] for row in rows if row["target"]}  # contours of nothing show nothing
-    dice = {arm: dict(zip(names, table[arm][0].tolist(), strict=True)) for arm in arms}  # of the first seed
+    dice = {arm: dict(zip(names, np.nanmean(table[arm], axis=0)[0].tolist(), strict=True)) for arm in arms}  # of the first seed
     examples = []
     for name, percentile in choose_percentiles({case: dice["baseline"][case] for case in fold_of}).items():
         slices = group_volumes(cases)[name]

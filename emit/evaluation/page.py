@@ -7,6 +7,7 @@ from html import escape
 from itertools import chain
 
 from emit import ledger
+from emit.evaluation.statistics import POWER
 from emit.files import write_text
 from emit.training.settings import show
 
@@ -21,9 +22,9 @@ th, td { padding: .25rem .6rem .25rem 0; text-align: left; vertical-align: top; 
 td { border-top: 1px solid #e4e4e4; } th, td { white-space: nowrap; }
 figure { margin: 1.2rem 0; } img { max-width: 100%; height: auto; } figcaption { font-size: .85rem; color: #555; }
 """
-COMPARED = """<p>Differences are paired by case; percentile bootstrap intervals draw whole groups; p is Wilcoxon's signed-rank test
-on group means. Holm's correction runs over the comparisons of arms with generated images, and over those of the other arms.
-The best classical arm was chosen on these same scores, which flatters it.</p>"""
+COMPARED = f"""<p>Differences are paired by case and training; interval (uncorrected) and p are of one t test whose standard error
+holds the luck of the cases, by whole groups, and of the trainings (docs/metrics.md). Detectable: what it finds with probability
+{POWER:g}. Holm's correction runs over the comparisons of arms with generated images, and over those of the other arms.</p>"""
 
 
 def write_page(path, results, tables, figures, labelled, settings) -> None:

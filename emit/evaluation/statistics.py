@@ -1,91 +1,111 @@
-"""Is an arm better than the baseline and than the best classical augmentation, or is it noise?
+"""Is an arm better than its reference, or is it noise: of the cases, and of the trainings (weights, order, draws)?
 
-Every case is tested once for each seed (in the fold that holds it out), so a table {arm: (seeds, cases)} is complete.
-The unit of evidence is the case, or the group where cases share a patient: seeds and folds travel inside it.
+A table {arm: (folds, seeds, cases)} holds the score of every case by every training that tested it, and nan elsewhere.
+Sampled are groups of cases (a patient's cases share one) and trainings; arms share both, so differences are paired.
 Scores must be finite and larger must be better (Dice, IoU, NSD).
 """
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from emit.errors import InputError
 from emit.evaluation.metrics import measure_spread
 
 LEVEL = 0.05  # of tests and intervals [choice] convention
+POWER = 0.8  # at which a difference counts as detectable [choice] convention
+FEWEST = 6  # groups of a verdict [choice] with 5, even all gaining, a sign test's p is 2 / 2^5 > LEVEL
 
 
 def tabulate(rows) -> tuple[list[str], list[int], dict[str, np.ndarray]]:
-    """Return (cases, seeds, {arm: Dice averaged over classes, (seeds, cases)}); KeyError where an arm lacks one.
+    """Return (cases, seeds, {arm: Dice averaged over classes, (folds, seeds, cases)}); KeyError where an arm lacks one.
 
-    rows: dicts with arm, seed, case and dice. Raises InputError where a Dice is not finite.
+    rows: dicts with arm, fold, seed, case and dice. Raises InputError where a Dice is not finite.
     """
     dice = {}
     for row in rows:
         if not np.isfinite(row["dice"]):
             raise InputError(f"{row['arm']}, case {row['case']}: Dice is {row['dice']}; remove its scores.json and resume")
-        dice.setdefault((row["arm"], row["seed"], row["case"]), []).append(row["dice"])
-    arms, seeds, cases = (list(dict.fromkeys(names)) for names in zip(*dice, strict=True))
-    table = {arm: np.array([[np.mean(dice[arm, seed, case]) for case in cases] for seed in seeds]) for arm in arms}
+        dice.setdefault((row["arm"], row["fold"], row["seed"], row["case"]), []).append(row["dice"])
+    arms, folds, seeds, cases = (list(dict.fromkeys(names)) for names in zip(*dice, strict=True))
+    table = {arm: np.full((len(folds), len(seeds), len(cases)), np.nan) for arm in arms}
+    for fold, case in dict.fromkeys((fold, case) for _, fold, _, case in dice):
+        for arm in arms:
+            found = [np.mean(dice[arm, fold, seed, case]) for seed in seeds]
+            table[arm][folds.index(fold), :, cases.index(case)] = found
     return cases, seeds, table
 
 
 def describe(values) -> dict[str, float]:
-    """Describe an arm's (seeds, cases): mean; case_spread, standard deviation over cases of the seed average; seed_spread,
-    that over seeds of the case average, which holds whatever the seed decides; nan with one seed.
+    """Describe an arm's (folds, seeds, cases): mean; case_spread, standard deviation over cases of their averages;
+    seed_spread, that over seeds of the average, which holds whatever the seed decides; nan with one seed.
     """
-    spreads = {"case_spread": measure_spread(values.mean(axis=0)), "seed_spread": measure_spread(values.mean(axis=1))}
-    return {"mean": float(values.mean())} | spreads
+    by_case = np.nanmean(values, axis=0)  # (seeds, cases)
+    spreads = {"case_spread": measure_spread(by_case.mean(axis=0)), "seed_spread": measure_spread(by_case.mean(axis=1))}
+    return {"mean": float(by_case.mean())} | spreads
 
 
-def compare_arms(table, pairs, rng, groups, resamples: int = 2000) -> list[dict]:
+def compare_arms(table, pairs, groups) -> list[dict]:
     """Compare the pairs (arm, reference) of one family: Holm's correction runs over all of them.
 
-    table: {arm: (seeds, cases)}.  groups: of each case, its patient; rng: numpy Generator.
-    Each comparison: arm, reference, difference (mean over cases, each averaged over seeds), low, high (its bootstrap interval
-    at 1 - LEVEL), p, effect (of `signed_rank`, on groups), p_adjusted (Holm), smallest_p (the smallest adjusted p that so few
-    groups could have given), cases, units (groups), seeds.
+    table: of `tabulate`.  groups: of each case, its patient.
+    Each comparison: arm, reference, what `infer` returns of the paired differences, p_adjusted (Holm), cases, units (groups),
+    folds and seeds, which are the trainings of each arm.
     """
-    numbers, found = {}, []
-    members = np.array([numbers.setdefault(group, len(numbers)) for group in groups])  # (cases,) in 0..G-1
-    for arm, reference in pairs:
-        differences = table[arm].mean(axis=0) - table[reference].mean(axis=0)  # (cases,)
-        low, high = bootstrap_interval(differences, rng, members, LEVEL, resamples)
-        p, effect = signed_rank(np.bincount(members, weights=differences) / np.bincount(members))  # means of groups
-        c = {"difference": float(differences.mean()), "low": low, "high": high, "p": p, "effect": effect}
-        found.append({"arm": arm, "reference": reference} | c)
-    units, (seeds, cases) = len(numbers), next(iter(table.values())).shape
-    smallest = min(1.0, len(found) * 2.0 ** (1 - units))  # all units on one side: 2 of the 2^units equally likely signs
-    shared = {"smallest_p": smallest, "cases": cases, "units": units, "seeds": seeds}
+    found = [{"arm": a, "reference": b} | infer(table[a] - table[b], groups) for a, b in pairs]
+    folds, seeds, cases = next(iter(table.values())).shape
+    shared = {"cases": cases, "units": len(set(groups)), "folds": folds, "seeds": seeds}
     return [c | {"p_adjusted": p} | shared for c, p in zip(found, holm([c["p"] for c in found]), strict=True)]
 
 
-def bootstrap_interval(differences, rng, members, level=LEVEL, resamples=2000) -> tuple[float, float]:
-    """Percentile bootstrap interval (low, high) of the mean paired difference, at confidence 1 - level.
+def infer(values, groups) -> dict[str, float]:
+    """Test whether the mean over cases of values (folds, seeds, cases) is zero, for new trainings and new cases.
 
-    differences: (cases,), averaged over seeds.  members: (cases,) group numbers 0..G-1; whole groups are drawn with
-    replacement, so cases of one patient come and go together.
-    It speaks for new cases under these seeds.  With fewer than about 20 groups it is too narrow.
+    Returns difference (the mean), low, high (t interval at 1 - LEVEL), p (two-sided) and detectable, the difference that is
+    found with probability POWER: (t_{1 - LEVEL / 2} + t_POWER) * standard error.
     """
-    sums, sizes = np.bincount(members, weights=differences), np.bincount(members)
-    drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)  # how often each group came
-    means = (drawn @ sums) / (drawn @ sizes)
-    low, high = np.quantile(means, [level / 2, 1 - level / 2])
-    return float(low), float(high)
+    difference = np.nanmean(values, axis=(0, 1)).mean()
+    error, freedom = measure_error(values, groups)
+    reach = error * stats.t.ppf(1 - LEVEL / 2, freedom)
+    found = {"difference": difference, "low": difference - reach, "high": difference + reach}
+    found |= {"p": 2 * stats.t.sf(abs(difference) / error, freedom), "detectable": reach + error * stats.t.ppf(POWER, freedom)}
+    return {name: float(value) for name, value in found.items()}
 
 
-def signed_rank(differences) -> tuple[float, float]:
-    """Return (p, effect) of paired differences: Wilcoxon's two-sided p and the matched-pairs rank-biserial correlation.
+def measure_error(values, groups) -> tuple[float, float]:
+    """Return (standard error of the mean in `infer`, its degrees of freedom); (infinity, 1) with one group.
 
-    effect = (W+ - W-) / (W+ + W-), W the sums of ranks of |difference| (Kerby 2014): 1 all gain, -1 all lose.
-    Zero differences are left out (Wilcoxon's rule); p = 1 and effect 0 where all are zero.
+    The trainings of a fold share their images and the generator: where that makes the larger error, a fold counts as one
+    training. Where every case was tested in one fold, the cases are the fold's too, and the folds are the only groups.
     """
-    differences = np.round(np.asarray(differences, dtype=float), 12)  # averages leave 1e-17 where 0 or a tie is meant
-    moved = differences[differences != 0]
-    if len(moved) == 0:
-        return 1.0, 0.0
-    ranks = stats.rankdata(np.abs(moved))
-    effect = float((ranks * np.sign(moved)).sum() / ranks.sum())
-    return float(stats.wilcoxon(moved).pvalue), effect
+    tested = ~np.isnan(values[:, 0])  # (folds, cases)
+    if len(set(groups)) < 2:
+        return np.inf, 1.0
+    if tested.all():
+        found = [split_error(scores, groups) for scores in (values.reshape(-1, values.shape[2]), values.mean(axis=1))]
+        return max(found, key=lambda pair: pair[0])
+    return split_error(np.nanmean(values, axis=(0, 1))[None], tested.argmax(axis=0))
+
+
+def split_error(scores, groups) -> tuple[float, float]:
+    """Return (standard error, degrees of freedom) of the mean of scores (T trainings, cases) in G groups of cases.
+
+    Two-way random effects, score = mean + training + group + rest:  error^2 = A + B - E,  A = s^2(means of trainings) / T,
+    B = s^2(means of groups) / G,  E = s^2(rest) / (T G): A and B both hold the rest (never below A or B).
+    1 / freedom is the mean of 1 / (T - 1) and 1 / (G - 1), weighted by their shares of error^2, A and B - E: Satterthwaite
+    (1946) squares the shares, which rejects too often at T = 3. As readers and cases in Hillis (2007), doi:10.1002/sim.2532.
+    A group counts by its share w of the cases: its squared deviation has the weight w^2 / (1 - 2 w + sum w^2), unbiased where
+    groups vary alike, and 1 / sum w^2 stands for G in the degrees of freedom.
+    """
+    _, members, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    share, count = sizes / sizes.sum(), len(scores)  # share: (G,)
+    weights, pairs = share**2 / (1 - 2 * share + share @ share), max(count * (count - 1), 1)
+    means = np.array([np.bincount(members, weights=row) for row in scores]) / sizes  # (T, G)
+    by_training, by_group, mean = scores.mean(axis=1), means.mean(axis=0), scores.mean()  # (T,), (G,)
+    rest = means - by_training[:, None] - by_group + mean
+    a, b = ((by_training - mean) ** 2).sum() / pairs, weights @ (by_group - mean) ** 2
+    e = weights @ (rest**2).sum(axis=0) / pairs
+    variance = max(a, b, a + b - e, 1e-24)  # averages leave 1e-17 where 0 is meant
+    return variance**0.5, variance / (a / max(count - 1, 1) + (variance - a) / (1 / (share @ share) - 1))
 
 
 def holm(p_values) -> list[float]:
@@ -98,44 +118,45 @@ def holm(p_values) -> list[float]:
     return adjusted.tolist()
 
 
-def find_sides(c) -> tuple[int, int]:
-    """Return on which side of zero the interval lies and, where the adjusted p is below LEVEL, the ranks: 1, -1, 0 for neither."""
-    ranks = (c["effect"] > 0) - (c["effect"] < 0) if c["p_adjusted"] < LEVEL else 0
-    return (c["low"] > 0) - (c["high"] < 0), ranks
+def share_headroom(table, arm, reference, oracle, groups) -> dict:
+    """Return the share of the oracle's gain over the reference that the arm reaches: the names, share, low, high, sentence.
+
+    Fieller's (1954) interval: the shares s for which gain - s * headroom is not told from zero by `infer`; infinite where
+    the headroom itself is not, or is a loss. The share is nan where the headroom is zero.
+    """
+    gain, headroom = table[arm] - table[reference], table[oracle] - table[reference]
+    means = [infer(values, groups)["difference"] for values in (gain, headroom)]
+    share, far, low, high = means[0] / means[1] if means[1] else np.nan, 1e6, -np.inf, np.inf
+
+    def excess(s):
+        return LEVEL - infer(gain - s * headroom, groups)["p"]
+
+    interval = "no interval, as the headroom is not detectable"
+    if means[1] > 0 and excess(share - far) > 0 and excess(share + far) > 0:
+        low, high = optimize.brentq(excess, share - far, share), optimize.brentq(excess, share, share + far)
+        interval = f"{100 * (1 - LEVEL):g} % interval {low:.2f} to {high:.2f}"
+    words = f"{arm} reaches {share:.2f} of the headroom, which is what fresh real images add to {reference} ({interval})."
+    return {"arm": arm, "reference": reference, "oracle": oracle, "share": share, "low": low, "high": high, "sentence": words}
 
 
 def verdict(c) -> str:
-    """One of "detectable gain", "detectable loss", "no detectable gain", "too few cases to tell".
-
-    A gain or loss needs both: adjusted p below the level, and an interval that lies on that side of zero.
-    """
-    if c["smallest_p"] > LEVEL:
+    """One of "detectable gain", "detectable loss", "no detectable gain", "too few cases to tell"."""
+    if c["units"] < FEWEST:
         return "too few cases to tell"
-    return {(1, 1): "detectable gain", (-1, -1): "detectable loss"}.get(find_sides(c), "no detectable gain")
-
-
-def find_disagreement(c) -> str:
-    """Say where interval, adjusted p and direction of the ranks disagree; "" where they agree."""
-    interval, ranks = find_sides(c)
-    if interval == ranks:
-        return ""
-    if ranks == 0:
-        return f"the interval excludes zero but the corrected p does not reach {LEVEL:g}"
-    if interval == 0:
-        return f"the corrected p is below {LEVEL:g} but the interval includes zero"
-    return "the interval and the ranks point in opposite directions"
+    if c["p_adjusted"] >= LEVEL:
+        return "no detectable gain"
+    return "detectable gain" if c["difference"] > 0 else "detectable loss"
 
 
 def conclude(c) -> str:
-    """Write the verdict, the numbers it rests on and what speaks against it as one sentence. c: of `compare_arms`."""
+    """Write the verdict and the numbers it rests on as one sentence. c: of `compare_arms`."""
     numbers = [
         f"mean difference in Dice {c['difference']:+.4f}",
         f"{100 * (1 - LEVEL):g} % interval {c['low']:+.4f} to {c['high']:+.4f}",
         f"Holm-corrected p {c['p_adjusted']:.2g}",
-        f"rank-biserial {c['effect']:+.2f}",
         f"{c['cases']} cases" + (f" in {c['units']} groups" if c["units"] < c["cases"] else ""),
-        f"{c['seeds']} seed" + ("s" if c["seeds"] > 1 else ""),
+        f"folds x seeds {c['folds']} x {c['seeds']}",
     ]
-    few = f"the smallest p that could be reached is {c['smallest_p']:.2g}" if c["smallest_p"] > LEVEL else ""
-    notes = filter(None, (", ".join(numbers), few, find_disagreement(c)))
-    return f"{c['arm']} against {c['reference']}: {verdict(c)} ({'; '.join(notes)})."
+    trainings = "and for new trainings" if c["folds"] * c["seeds"] > 1 else "but not for new trainings, as there is one"
+    notes = f"the interval speaks for new cases {trainings}; the smallest difference it could have seen is {c['detectable']:.4f}"
+    return f"{c['arm']} against {c['reference']}: {verdict(c)} ({', '.join(numbers)}; {notes})."

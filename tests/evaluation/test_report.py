@@ -16,7 +16,8 @@ from emit.data.similarity import content_hash
 from emit.data.splits import Split
 from emit.dataset import LabelledSet, SetSettings
 from emit.evaluation import illustrate
-from emit.evaluation.report import compute, find_deviations, write_report
+from emit.evaluation.report import compute, find_deviations, make_tables, write_report
+from emit.evaluation.statistics import holm
 from emit.evaluation.sweep import write_sweep
 from emit.ledger import Ledger
 from train_seg import Settings
@@ -127,35 +128,55 @@ def test_numbers_equal_hand_computation(full):
     assert scores["iou"]["mean"] == pytest.approx((0.545 + 0.1035) / 2, abs=1e-12)
     assert scores["hd95"]["mean"] == 4.5
     found = {(c["arm"], c["reference"]): c for c in summary["comparisons"]}
-    # Gains: 0.1 + 0.001 i, mean 0.1035; against mirror 0.05 each; losses: -0.02 + 0.001 i, mean -0.0165.
+    # Gains: 0.1 + 0.001 i, mean 0.1035; losses: -0.02 + 0.001 i, mean -0.0165.
     differences = {pair: c["difference"] for pair, c in found.items()}
-    wanted = {("ours", "baseline"): 0.1035, ("generated only", "baseline"): -0.0165, ("ours", "mirror"): 0.05}
-    wanted |= {("generated only", "mirror"): -0.07, ("mirror", "baseline"): 0.0535}
+    wanted = {("ours", "baseline"): 0.1035, ("generated only", "baseline"): -0.0165, ("mirror", "baseline"): 0.0535}
     assert differences == pytest.approx(wanted, abs=1e-12)
-    # All 8 signs are equal: Wilcoxon's exact p is 2 / 2^8. Holm: 4 comparisons in the first family, 1 in the second.
-    assert found["ours", "baseline"]["p"] == 2 / 256
-    assert found["ours", "baseline"]["p_adjusted"] == pytest.approx(8 / 256)
-    assert found["mirror", "baseline"]["p_adjusted"] == pytest.approx(2 / 256)
-    assert found["ours", "baseline"]["effect"] == 1 and found["generated only", "baseline"]["effect"] == -1
-    assert 0.1 < found["ours", "baseline"]["low"] < 0.1035 < found["ours", "baseline"]["high"] < 0.107
-    for sentence, reference, number in zip(summary["conclusion"], ("baseline", "mirror"), ("+0.1035", "+0.0500"), strict=True):
-        assert sentence.startswith(f"ours against {reference}: detectable gain (")
-        assert number in sentence and "2 seeds" in sentence
+    # The means of the two folds lie 0.004 apart: error 0.002, 1 degree of freedom, whose t has p = 2 / pi atan(1 / |t|).
+    for pair, difference in wanted.items():
+        assert found[pair]["p"] == pytest.approx(2 / np.pi * np.arctan(0.002 / abs(difference)), rel=1e-6)
+        reach = 0.002 * 12.7062  # the 97.5 % quantile; that of 80 % is tan(0.3 pi)
+        assert (found[pair]["low"], found[pair]["high"]) == pytest.approx((difference - reach, difference + reach), abs=1e-7)
+        assert found[pair]["detectable"] == pytest.approx(reach + 0.002 * np.tan(0.3 * np.pi), abs=1e-7)
+    # Holm: 2 comparisons in the first family, 1 in the second.
+    assert found["ours", "baseline"]["p_adjusted"] == pytest.approx(2 * found["ours", "baseline"]["p"])
+    assert found["mirror", "baseline"]["p_adjusted"] == pytest.approx(found["mirror", "baseline"]["p"])
+    sentence, other = summary["conclusion"]
+    assert other.startswith("generated only against baseline") and sentence.startswith(
+        "ours against baseline: detectable gain (mean difference in Dice +0.1035"
+    )
+    assert "8 cases, folds x seeds 2 x 2; the interval speaks for new cases and for new trainings" in sentence
     assert summary["best_classical"] == "mirror" and summary["generated_arms"] == ["ours", "generated only"]
     assert summary["settings"]["compat"] == ["diffboost:select_on_test"] and summary["settings"]["tolerance"] == 2.0
 
 
 def test_families_of_comparisons():
-    rows = rows_of({"baseline": 0.0, "gamma": 0.03, "mirror": 0.05, "mixed": 0.02, "copies": 0.01})
-    found = compute(rows, case_set().cases, 0)
+    gains = {"baseline": 0.0, "gamma": 0.03, "deepstack": 0.05, "mixed": 0.02, "ours+deepstack": 0.08, "ours+nnunet": 0.01}
+    found = compute(rows_of(gains | {"copies": 0.01, "oracle+deepstack": 0.12}), case_set().cases)
     pairs = [(c["arm"], c["reference"]) for c in found["comparisons"]]
-    # Copies hold no generated image: a control, compared with the baseline only, and no best classical arm.
-    others = [("gamma", "baseline"), ("mirror", "baseline"), ("copies", "baseline")]
-    assert pairs == [("mixed", "baseline"), ("mixed", "mirror"), *others]
-    # Two-sided exact p of 8 equal signs 2 / 2^8; Holm multiplies by the size of the family, 2 and 3.
-    assert [round(c["p_adjusted"] * 256) for c in found["comparisons"]] == [4, 4, 6, 6, 6]
-    assert found["best_classical"] == "mirror"
-    assert [s.split(":")[0] for s in found["conclusion"]] == ["mixed against baseline", "mixed against mirror"]
+    # Each generated arm against the baseline and, if it was run, the arm of its augmentation. Copies and oracles hold no
+    # generated image: against the latter only, in the other family.
+    generated = [
+        ("mixed", "baseline"),
+        ("ours+deepstack", "baseline"),
+        ("ours+deepstack", "deepstack"),
+        ("ours+nnunet", "baseline"),
+    ]
+    others = [("gamma", "baseline"), ("deepstack", "baseline"), ("copies", "baseline"), ("oracle+deepstack", "deepstack")]
+    assert pairs == [*generated, *others] and found["best_classical"] == "deepstack"
+    assert found["generated_arms"] == ["mixed", "ours+deepstack", "ours+nnunet"]
+    for family in (found["comparisons"][:4], found["comparisons"][4:]):
+        assert [c["p_adjusted"] for c in family] == holm([c["p"] for c in family])
+    main = {line[0]: line[2:5] for line in make_tables(found)["main"]}
+    assert main["oracle+deepstack"] == main["baseline"] == ["", "", ""] and main["copies"][0] == "+0.0135"
+    # Headroom: 0.07 in each case, of which 0.03 are reached. There is no arm "oracle mixed" for "mixed", and no "nnunet".
+    (headroom,) = found["headroom"]
+    assert (headroom["arm"], headroom["reference"], headroom["oracle"]) == ("ours+deepstack", "deepstack", "oracle+deepstack")
+    assert headroom["share"] == pytest.approx(3 / 7) and headroom["low"] == pytest.approx(3 / 7, abs=1e-6)
+    assert [s.split(":")[0] for s in found["conclusion"][:-1]] == [" against ".join(pair) for pair in generated]
+    assert found["conclusion"][-1] == headroom["sentence"]
+    found = compute(rows_of({"baseline": 0.0, "oracle": 0.2, "oracle mixed": 0.1, "mixed": 0.05}), case_set().cases)
+    assert found["headroom"][0]["oracle"] == "oracle mixed"
 
 
 def test_csv_gives_every_row_back(tmp_path):
@@ -330,7 +351,7 @@ def test_patients_are_the_units(tmp_path):
     summary, page = write(tmp_path, rows_of({"baseline": 0.0, "ours": 0.1}), cases=cases)
     (comparison,) = summary["comparisons"]
     assert comparison["units"] == 4 and comparison["cases"] == 8 and summary["groups"] == 4
-    assert comparison["p"] == 2 / 2**4
+    assert "too few cases to tell" in summary["conclusion"][0] and "8 cases in 4 groups" in page
     # Fold 0 trains on cases 4, 5, 6 and selects on 7, of 6's patient: one group in two parts; fold 1 alike.
     assert page.count("<td>1</td><td>no generator</td>") == 2
 
