@@ -24,6 +24,7 @@ from emit.dataset import inherit_set, open_set, write_set
 from emit.evaluation.fidelity import describe_generated
 from emit.evaluation.folds import name_tests, open_folds, open_sets
 from emit.evaluation.illustrate import run_folder
+from emit.evaluation.judge import keep_best
 from emit.evaluation.report import find_deviations, write_report
 from emit.evaluation.scoring import find_labels, predict, save_labels, score, validate
 from emit.evaluation.sweep import SWEEPS, plan_runs, write_sweep
@@ -42,6 +43,7 @@ class Settings(RunSettings):
 
     data: Path | None = setting(None, "[choice] as --generated", help="labelled images, or emit.dataset's folder", may_change=True)
     generated: Path | None = setting(None, "[choice] none: real arms only", help="output folder of emit.generate")
+    keep_best: float = setting(1.0, "[choice] all", help="share of generated images used; a judge chooses", above=0, high=1)
     oracle: Path | None = setting(None, "[choice] none", help="further labelled images, for the oracle arms", may_change=True)
     test: tuple[Path, ...] = setting(
         (), "[choice] the folds alone", help="folders of other labelled sets that every segmenter is judged on", may_change=True
@@ -182,6 +184,7 @@ def run_comparison(settings, sets, folds):
     inputs = {f"fold{fold.number}": fold.generated.manifest for fold in with_images} | name_tests(settings)
     save_config(settings.out, settings, inputs, labelled.about.data, labelled.names)
     write_set(settings.out, labelled)
+    judged = [keep_best(fold, settings, train_segmenter) for fold in with_images] if settings.keep_best < 1 else []
     found = [run_arm(name, fold, seed, settings) for fold in folds for seed in range(settings.seeds) for name in arms]
     fidelity = [row for one in found for row in one[""]["fidelity"]]
     beside_real, results = [], []
@@ -192,7 +195,7 @@ def run_comparison(settings, sets, folds):
     for test, one in sets.items():
         rows = [row for scores in found for row in scores[test]["rows"]]
         if rows:
-            results.append(write_report(replace(settings, out=settings.out / test), one, rows, fidelity, beside_real))
+            results.append(write_report(replace(settings, out=settings.out / test), one, rows, fidelity, beside_real, judged))
     return results[0]
 
 

@@ -78,11 +78,10 @@ class Generated:
         self.lines = [line for line in read_manifest(folder) if limit is None or line["index"] < limit]
         if not self.lines:
             raise InputError(f"{self.manifest}: is missing or empty; run python -m emit.generate for this fold first")
-        self.by_case = {}
-        for number, line in enumerate(self.lines):
+        for line in self.lines:
             if not is_whole(folder, line):
                 raise InputError(f"{self.folder}: {line['file']} is missing or changed; run emit.generate --resume")
-            self.by_case.setdefault(line["case"], []).append(number)
+        self._use(range(len(self.lines)))
         self.ledger = ledger.read(self.folder / "ledger.json")
         self.pictures = Memo(self._read)
 
@@ -96,11 +95,23 @@ class Generated:
         pictures = self.pictures([numbers[int(draw * len(numbers))] for numbers, draw in chosen])  # (B, 2, S, S)
         return pictures[:, :1], pictures[:, 1].long()
 
+    def keep(self, scores, share: float) -> list[int]:
+        """Use `share` of the images from now on, those with the highest scores, and of each case the best; return which."""
+        best = {max(numbers, key=lambda number: scores[number]) for numbers in self.by_case.values()}
+        high = np.asarray(scores) >= np.quantile(scores, 1 - share)
+        self._use([number for number in self.numbers if high[number] or number in best])
+        return self.numbers
+
+    def _use(self, numbers):
+        self.numbers, self.by_case = list(numbers), {}
+        for number in self.numbers:
+            self.by_case.setdefault(self.lines[number]["case"], []).append(number)
+
     def pairs(self):
-        """Yield (case id, image (1, 1, S, S), mask (S, S)) of every generated image."""
-        for number, line in enumerate(self.lines):
+        """Yield (case id, image (1, 1, S, S), mask (S, S)) of every generated image in use."""
+        for number in self.numbers:
             image, mask = self.pictures([number])[0]
-            yield line["case"], image[None, None], mask.numpy().astype(np.uint8)
+            yield self.lines[number]["case"], image[None, None], mask.numpy().astype(np.uint8)
 
     def _read(self, numbers):
         (number,) = numbers

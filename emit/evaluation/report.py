@@ -21,11 +21,12 @@ BASELINE, ALL = "baseline", "all classes"
 NOTHING = "No arm with generated images was run: nothing is concluded about generated images."
 
 
-def write_report(settings, labelled, rows, fidelity=(), beside_real=()) -> dict:
+def write_report(settings, labelled, rows, fidelity=(), beside_real=(), judged=()) -> dict:
     """Write and print it all; return what summary.json holds. settings: of train_seg.py.
 
     rows: dicts with arm, fold, seed, case, and what `score_case` returns; fidelity: such rows of generated images against the
-    masks that were asked for, by the baseline's segmenters; beside_real: one dict of `describe_generated` per fold.
+    masks that were asked for, by the baseline's segmenters; beside_real: one dict of `describe_generated` per fold; judged:
+    what `keep_best` says of each.
     """
     write_table(settings.out / "per_case.csv", rows)
     deviations = ", ".join(find_deviations(settings))
@@ -35,7 +36,7 @@ def write_report(settings, labelled, rows, fidelity=(), beside_real=()) -> dict:
         "stamp": f"published deviations on: {deviations}" if deviations else "",
         **compute(rows, labelled.cases),
         "fidelity": describe_fidelity(fidelity),
-        "beside_real": {"folds": list(beside_real), "sentences": describe_beside_real(beside_real)},
+        "beside_real": {"folds": list(beside_real), "sentences": [*judged, *describe_beside_real(beside_real)]},
     }
     plain = json.loads(json.dumps(results, default=str), parse_constant=lambda name: None)  # JSON has no infinity
     write_json(settings.out / "summary.json", plain, indent=1)
