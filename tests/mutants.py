@@ -193,6 +193,24 @@ MUTANTS = [
             ("cases", "match[1] if match else stem, prompts[stem]", 'match[1] if match else stem, ""'),
         )
     ),
+    *(
+        (f"emit/data/{name}.py", old, new, "tests/data/test_phantom.py")
+        for name, old, new in (
+            ("anatomy", "x=-self.x", "x=self.x"),
+            ("anatomy", "self.labels[distance < 0]", "self.labels[distance < 2.5]"),
+            ("anatomy", "self.labels[distance < 0] = label", "self.labels[distance < 0] |= label"),
+            ("anatomy", "(z - organ.z - dz", "(z + organ.z - dz"),
+            ("anatomy", "/ np.maximum(np.hypot(*np.gradient(level)), 1e-6)", "* self.size / 4"),
+            ("anatomy", "np.hypot(signal + real, imaginary)", "np.abs(signal + real)"),
+            ("anatomy", "/ np.sqrt(np.square(kernel).sum())", "/ np.sqrt(kernel.sum())"),
+            ("anatomy", "1.35 if pathology", "1.1 if pathology"),
+            ("anatomy", "(-950, 0))  # gas", "(-350, 0))  # gas"),
+            ("anatomy", "220 * zone, 1700, 0.08", "220 * zone, 1300, 0.08"),
+            ("anatomy", "rng.uniform(35, 90)", "-rng.uniform(35, 90)"),
+            ("phantom", "(-width / size, -width / size,", "(width / size, -width / size,"),
+            ("phantom", '(seed, "phantom", population,', '(seed, "phantom",'),
+        )
+    ),
     # the evaluation
     (METRICS, "np.percentile(pooled, 95)", "np.percentile(pooled, 90)", SCORED),
     (METRICS, "pooled <= tolerance * (1 + 1e-9)", "pooled < tolerance * (1 + 1e-9)", SCORED),

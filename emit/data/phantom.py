@@ -1,6 +1,5 @@
 """Licence-free phantoms in the layouts of the public data sets. The anatomy itself is drawn in anatomy.py."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from PIL import Image
 
 from emit.data.anatomy import DRAW
 from emit.errors import InputError
+from emit.files import write_json
 from emit.seeds import seed_from
 
 PATHOLOGIES = {
@@ -104,7 +104,7 @@ def write_volumes(folder, size, seed, patients):
         for part, array in (("imagesTr", np.rint(image).astype(np.int16)), ("labelsTr", mask)):
             nibabel.save(nibabel.Nifti1Image(array, affine), folder / part / file)
         about["training"].append({"image": f"./imagesTr/{file}", "label": f"./labelsTr/{file}"})
-    (folder / "dataset.json").write_text(json.dumps(about, indent=2) + "\n")
+    write_json(folder / "dataset.json", about, indent=2)
 
 
 def write_phantoms(root, size=64, seed=0, pretrain=900, busi=60, patients=8):

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import runpy
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -71,3 +73,15 @@ def same():
             assert all(torch.equal(tensor, other[part][name]) for name, tensor in own.items()), part
 
     return check
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """A function that runs `python -m emit.checkpoints` in this process and returns what it prints."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["emit.checkpoints", *map(str, arguments)])
+        runpy.run_module("emit.checkpoints", run_name="__main__")
+        return capsys.readouterr().out
+
+    return call

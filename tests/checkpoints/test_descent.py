@@ -1,9 +1,7 @@
 """What a file came from: the leak ledger survives an export and a mixed folder, and a folder has a fingerprint."""
 
 import hashlib
-import runpy
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -19,28 +17,22 @@ def make_case(name, grey):
     return Case(name, name, "", "", f"{name}.png", lambda path: (np.linspace(-1, grey, 16, dtype=np.float32).reshape(4, 4), None))
 
 
-def export(monkeypatch, source, layout, target):
-    """Run `python -m emit.checkpoints export` in this process."""
-    monkeypatch.setattr(sys, "argv", ["emit.checkpoints", "export", str(source), "--to", layout, str(target)])
-    runpy.run_module("emit.checkpoints", run_name="__main__")
-
-
 @pytest.mark.parametrize("layout", ["single", "diffusers"])
-def test_a_planted_case_is_found_behind_an_export(tmp_path, small, header, monkeypatch, layout):
+def test_a_planted_case_is_found_behind_an_export(tmp_path, small, header, command, layout):
     source, target = tmp_path / "source" / "model.safetensors", tmp_path / "export" / "target"
     seen = Ledger().add("pre-training", [content_hash(make_case("seen", 0.5).image)])
     seen.write(source.parent)
     checkpoints.write_single(source, {"vae": small["vae"]}, header | seen.header)
-    export(monkeypatch, source, layout, target)
+    command("export", source, "--to", layout, target)
     shutil.rmtree(source.parent)
     tests = [make_case("planted", 0.5), make_case("seen", -0.5)]  # the second: another picture of the same name
     assert open_ledger(target, checkpoints.read(target).header).find(tests) == [("planted", "pre-training")]
 
 
-def test_an_export_without_its_ledger_is_refused(tmp_path, small, header, monkeypatch, capsys):
+def test_an_export_without_its_ledger_is_refused(tmp_path, small, header, command, capsys):
     checkpoints.write_single(tmp_path / "model.safetensors", {"vae": small["vae"]}, header)
     with pytest.raises(SystemExit):
-        export(monkeypatch, tmp_path / "model.safetensors", "diffusers", tmp_path / "folder")
+        command("export", tmp_path / "model.safetensors", "--to", "diffusers", tmp_path / "folder")
     assert "is missing, and tells what model.safetensors was trained on" in capsys.readouterr().err
     assert not (tmp_path / "folder").exists()
 

@@ -1,6 +1,5 @@
 """A Keras file of HED: its own layout computed by hand, the program's reading of it, and the way to safetensors."""
 
-import runpy
 import sys
 
 import numpy as np
@@ -82,10 +81,9 @@ def test_a_keras_file_gives_the_edges_that_its_own_layout_gives(kernels, write):
     assert hed_side(header, 64) == 256  # public weights
 
 
-def test_a_keras_file_is_written_as_safetensors(kernels, write, tmp_path, monkeypatch):
+def test_a_keras_file_is_written_as_safetensors(kernels, write, tmp_path, command):
     path, target = write(kernels), tmp_path / "hed.safetensors"
-    monkeypatch.setattr(sys, "argv", ["emit.checkpoints", "export", str(path), "--to", "single", str(target)])
-    runpy.run_module("emit.checkpoints", run_name="__main__")
+    command("export", path, "--to", "single", target)
     (one, header), (two, _) = load_hed(target), load_hed(path)
     assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
     assert hed_side(header, 64) == 256  # still public

@@ -2,8 +2,6 @@
 
 import gzip
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,18 +14,6 @@ from emit.checkpoints.sizes import PUBLIC, network
 from emit.errors import InputError
 from emit.files import sha256
 from tests.checkpoints.conftest import SIZES
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """A function that runs `python -m emit.checkpoints` in this process and returns what it prints."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["emit.checkpoints", *map(str, arguments)])
-        runpy.run_module("emit.checkpoints", run_name="__main__")
-        return capsys.readouterr().out
-
-    return call
 
 
 def halved(parts):

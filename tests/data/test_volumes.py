@@ -38,13 +38,9 @@ def store(path, array, affine, codes="RAS"):
 
 
 def describe_set(root, manner="msd", channels=("CT",), labels=("background", "spleen", "liver")):
-    about = {"name": "Dataset009_Spleen"}
-    if manner == "msd":
-        about |= {"modality": {str(i): name for i, name in enumerate(channels)},
-                  "labels": {str(i): name for i, name in enumerate(labels)}}  # fmt: skip
-    else:
-        about |= {"channel_names": {str(i): name for i, name in enumerate(channels)}, "file_ending": ".nii.gz",
-                  "labels": {name: i for i, name in enumerate(labels)}}  # fmt: skip
+    about = {"name": "Dataset009_Spleen", "modality": dict(enumerate(channels)), "labels": dict(enumerate(labels))}
+    if manner == "nnunet":
+        about |= {"channel_names": about.pop("modality"), "labels": {name: i for i, name in enumerate(labels)}}
     (root / "dataset.json").write_text(json.dumps(about))
 
 
