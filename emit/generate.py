@@ -36,7 +36,7 @@ from emit.model import EmitDiff, Sampling, find_edges, load_hed, to_grey
 from emit.seeds import generator, seed_from
 from emit.training import distributed
 from emit.training.loop import forecast, write_lines
-from emit.training.settings import SamplingSettings, parse, save_config, setting, vary
+from emit.training.settings import SamplingSettings, expand_sweep, parse, save_config, setting
 
 OF_EDGES = ("hed+contour", "hed", "contour")  # hints whose agreement with an image's edges means something
 
@@ -53,6 +53,9 @@ class Settings(SamplingSettings):
     fold: str = setting("all", "[paper] one model per fold", help="all, or one fold number", may_change=True)
     n: int = setting(3, "[choice] seconds; [authors' code]: 50", paper=50, help="images per training case", may_change=True, low=1)
     vary: float = setting(1.0, "[choice] new shapes: docs/findings.md", paper=0.0, help="how far edges and mask are bent", low=0)
+    texture: float = setting(
+        1.0, "[choice] docs/findings.md", paper=0.0, help="share of what the VAE loses, put back", low=0, high=1
+    )
     tissue: Path | None = setting(
         None, "[choice] the case's own", help="stage 1's pictures: normal ones take in the labelled objects"
     )
@@ -115,24 +118,31 @@ def plan(cases, settings, tissue=None):
     return jobs
 
 
-def make_conditions(hed, pictures, tissue, jobs, labelled, settings):
-    """Return the hints (B, 3, S, S), the masks (B, S, S) and the frames (B, S, S), true outside the picture, of B jobs."""
+def make_conditions(model, hed, pictures, tissue, jobs, labelled, settings):
+    """Return, for B jobs, hints (B, 3, S, S), masks (B, S, S), frames (B, S, S), true outside the picture, texture (B, 1, S, S).
 
-    def look(images, numbers):  # edges (B, 1, S, S), frames (B, S, S), and the batch
+    Texture: what the autoencoder loses of the picture that the tissue is of, x - D(E(x)): noise, mostly.
+    """
+
+    def look(images, numbers):  # edges and texture (B, 2, S, S), frames (B, S, S), masks (B, S, S)
         batch = images.batch(numbers)
         frames = fit(batch.view, labelled.size, LINEAR, 0.0).isnan()[:, 0]
-        return find_edges(hed, batch.view, size=labelled.size), frames, batch
+        planes = [find_edges(hed, batch.view, size=labelled.size), torch.zeros_like(batch.image)]
+        if settings.texture:
+            colour = batch.image.expand(-1, 3, -1, -1).to(next(model.parameters()).device)
+            planes[1] = settings.texture * (batch.image - to_grey(model.vae.decode(model.vae.encode(colour).mode())).cpu())
+        return torch.cat(planes, dim=1), frames, batch.mask
 
-    edges, frames, batch = look(pictures, [job.case for job in jobs])
-    masks = batch.mask
+    planes, frames, masks = look(pictures, [job.case for job in jobs])
     if settings.vary:
         draws = [generator(settings.seed, pictures.cases[job.case].id, job.index, "shape") for job in jobs]
-        edges, labels = bend(edges, torch.stack([masks, frames], dim=1), draws, settings.vary)  # (B, 1, S, S), (B, 2, S, S)
+        planes, labels = bend(planes, torch.stack([masks, frames], dim=1), draws, settings.vary)  # labels: (B, 2, S, S)
         masks, frames = labels[:, 0], labels[:, 1] > 0
     if tissue is not None:
         other, frames, _ = look(tissue, [job.tissue for job in jobs])
-        edges, masks = transplant(edges, masks, other, frames)
-    return make_hint(labelled.hint, masks, edges, len(labelled.classes)), masks, frames
+        edges, masks = transplant(planes[:, :1], masks, other[:, :1], frames)
+        planes = torch.cat([edges, other[:, 1:]], dim=1)
+    return make_hint(labelled.hint, masks, planes[:, :1], len(labelled.classes)), masks, frames, planes[:, 1:]
 
 
 def generate_fold(model, hed, cases, labelled, settings, weights, folder, tissue=None):
@@ -145,7 +155,7 @@ def generate_fold(model, hed, cases, labelled, settings, weights, folder, tissue
     shared = {name: getattr(labelled, name) for name in ("size", "hint", "hed_size", "classes")} | {"reading": reading}
     shared |= {"sampling": asdict(sampling), "negative": settings.negative, "precision": settings.precision}
     shared |= {"weights": weights, "compat": read_compat(settings.compat, "emit.generate"), "synthetic": True}
-    shared |= {"vary": settings.vary, "generator": settings.seed}
+    shared |= {"vary": settings.vary, "texture": settings.texture, "generator": settings.seed}
     sources = {path: sha256(path) for path in {case.path for case in cases}}
     jobs = plan(cases, settings, tissue)
     chunks = [jobs[start : start + settings.batch] for start in range(0, len(jobs), settings.batch)]
@@ -154,10 +164,11 @@ def generate_fold(model, hed, cases, labelled, settings, weights, folder, tissue
     with open(manifest, "a", buffering=1) as log, autocast, tqdm(chunks, folder.name, unit="batch") as bar:
         for chunk in bar:  # whole: a sum's last bits depend on what is computed beside it
             prompts, seeds = [job.prompt for job in chunk], [job.seed for job in chunk]
-            hint, masks, frames = make_conditions(hed, pictures, tissue, chunk, labelled, settings)
+            hint, masks, frames, texture = make_conditions(model, hed, pictures, tissue, chunk, labelled, settings)
             images = model.generate(prompts, hint, seeds, labelled.size, sampling, settings.negative)
-            grey = to_grey(images)  # (n, 3, S, S) -> (n, 1, S, S)
-            unframed = grey.cpu().masked_fill(frames[:, None], math.nan)
+            plain = to_grey(images).cpu()  # (n, 3, S, S) -> (n, 1, S, S)
+            grey = (plain + texture).clamp(-1, 1)
+            unframed = grey.masked_fill(frames[:, None], math.nan)
             agreement = edge_agreement(find_edges(hed, unframed, labelled.hed_size), hint[:, :1])
             for row, job in enumerate(chunk):
                 case, index = cases[job.case], job.index
@@ -166,7 +177,7 @@ def generate_fold(model, hed, cases, labelled, settings, weights, folder, tissue
                 # Of all channels, as a mean of clipped ones is not clipped, and of their mean, which can be one grey.
                 # A case that is blank itself, such as the first slice of a volume, may have a blank image.
                 blank = images[row].isfinite().all() and find_fault(pictures.image([job.case])[0])
-                fault = None if blank else find_fault(images[row]) or find_fault(grey[row])
+                fault = None if blank else find_fault(images[row]) or find_fault(plain[row])
                 if fault:
                     words = "look at --guidance, --strength, --precision and the weights, and choose another folder"
                     raise errors.InputError(f"{folder}: image {index} of case {case.id} {fault}; {words}")
@@ -195,7 +206,7 @@ def main():
     settings = replace(settings, spacing=settings.spacing or SAMPLERS[settings.method].spacing)
     read_compat(settings.compat, "emit.generate"), read_weight(settings.phrases)  # refused before anything is read
     distributed.refuse_several("emit.generate")
-    runs = vary(settings, ("guidance", "strength"))
+    runs = expand_sweep(settings, ("guidance", "strength"))
     if read_description(settings.finetuned / DATASET)[1]["hint"] is None:
         raise errors.InputError(f"{settings.finetuned / DATASET}: is not of stage 2; give its run folder")
     labelled = open_set(settings.finetuned, settings.data)

@@ -233,9 +233,11 @@ def fine_tune(model, tmp_path):
 @pytest.mark.parametrize(
     ("hint", "warp"),
     [
-        ("hed", {"degrees": 40.0, "crop": (1.0, 1.0)}),
-        ("mask", {"degrees": 0.0, "crop": (0.75, 0.8)}),
-        ("hed+contour", {"degrees": 0.0, "crop": (1.0, 1.0)}),
+        ("hed", {"vary": 0.0, "degrees": 40.0, "crop": (1.0, 1.0)}),
+        ("mask", {"vary": 0.0, "degrees": 0.0, "crop": (0.75, 0.8)}),
+        ("hed+contour", {"vary": 0.0, "degrees": 0.0, "crop": (1.0, 1.0)}),
+        ("hed", {"vary": 0.5}),
+        ("mask", {"vary": 0.5}),
     ],
 )
 def test_stage_2_warps_image_edge_and_mask_together(model, fine_tune, hint, warp):
@@ -305,7 +307,7 @@ def test_the_agreement_of_edges_counts_no_frame(tmp_path, side):
     (tmp_path / "case.png").touch()
     case = Case("wide", "wide", "prompt", "", str(tmp_path / "case.png"), lambda path: (picture, (picture > 0).astype(np.uint8)))
     labelled = LabelledSet([case], ("background", "lesion"), [], SetSettings(data=tmp_path), 32, "hed", side)
-    settings = generate.Settings(model=tmp_path, finetuned=tmp_path, hed=tmp_path, out=tmp_path, n=1, vary=0.0)
+    settings = generate.Settings(model=tmp_path, finetuned=tmp_path, hed=tmp_path, out=tmp_path, n=1, vary=0.0, texture=0.0)
     hed = PixelHED()
     hed.forward = lambda image: (image[:, :1] + 1.5) / 3  # black is an edge, too
     generate.generate_fold(Framing(picture), hed, [case], labelled, settings, {}, tmp_path)

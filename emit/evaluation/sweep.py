@@ -6,7 +6,7 @@ from dataclasses import replace
 from emit.errors import InputError
 from emit.evaluation.figures import costing_nothing, save_sweep
 from emit.files import write_json
-from emit.training.settings import vary
+from emit.training.settings import expand_sweep
 
 SWEEPS = {  # name: axis of the figure, whether it is of generated images, whether each value has its own: <generated>/NAME_V
     "n": ("generated images per case", True, False),
@@ -20,7 +20,7 @@ SWEEPS = {  # name: axis of the figure, whether it is of generated images, wheth
 
 def plan_runs(settings) -> tuple[str | None, dict]:
     """Return (what is swept, {value: settings of its run}); without a sweep (None, {None: settings})."""
-    runs = vary(settings, tuple(SWEEPS))
+    runs = expand_sweep(settings, tuple(SWEEPS))
     if not settings.sweep:
         return None, runs
     name = settings.sweep[0].partition("=")[0].replace("-", "_")

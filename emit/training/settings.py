@@ -176,7 +176,7 @@ def type_name(kind):
     return "|".join(options) or kind.__name__.lower()
 
 
-def vary(settings, names):
+def expand_sweep(settings, names):
     """Read settings.sweep, ("NAME=VALUE", "VALUE", ...), and return {value: settings of its run in out/NAME_VALUE}.
 
     names: what may be swept; a name that is no field of the settings changes `out` alone, and its value stays a text.
