@@ -116,4 +116,4 @@ class Generated:
     def _read(self, numbers):
         (number,) = numbers
         image, mask = (decode(self.folder / kind / self.lines[number]["file"]) for kind in ("images", "masks"))
-        return torch.stack([torch.as_tensor(image / 127.5 - 1), torch.as_tensor(mask)]).float()[None]  # (1, 2, S, S)
+        return torch.as_tensor(np.stack([image / 127.5 - 1, mask])).float()[None]  # (1, 2, S, S)

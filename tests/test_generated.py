@@ -10,6 +10,7 @@ import torch
 
 from emit.errors import InputError
 from emit.generated import Generated, find_fault, is_whole, read_manifest, save_pictures
+from emit.seeds import generator
 
 PICTURE = torch.linspace(-1, 1, 64 * 64).view(64, 64)
 
@@ -67,3 +68,19 @@ def test_a_line_that_a_kill_cut_off_is_none(folder):
         Generated(folder / "nowhere")
     with pytest.raises(InputError, match="holds no image for case b"):
         Generated(folder).draw(["a", "b"], None)
+
+
+def test_the_best_are_kept_and_of_each_case_one(folder):
+    lines = read_manifest(folder)
+    files = [np.full((4, 4), value, np.uint8) for value in (3, 2, 1)]
+    for index in (1, 2):  # of case a
+        line = {"file": f"a_00{index}.png", "case": "a", "index": index, "size": 4}
+        lines.append(line | {"sha256": save_pictures(folder, line["file"], *files)})
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    images = Generated(folder)
+    assert images.keep([0.9, 0.1, 0.5, 0.8], 0.5) == [0, 1, 3]  # half of them, and b's only one
+    assert [case for case, *_ in images.pairs()] == ["a", "b", "a"]
+    drawn, masks = images.draw(["a"] * 40, generator("keep"))
+    assert drawn.shape == (40, 1, 4, 4) and masks.shape == (40, 4, 4) and masks.dtype == torch.long
+    assert {round(127.5 * (level.item() + 1)) for level in drawn[:, 0, 0, 0]} == {1, 3} and (masks == 2).all()
+    assert images.keep([0.9, 0.1, 0.5, 0.8], 1.0) == [0, 1, 3]  # what is left out stays out
