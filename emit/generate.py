@@ -87,11 +87,19 @@ class Job(NamedTuple):
     tissue: int | None
 
 
+def name_normal(prompt):
+    """Return the prompt of a normal picture of the same modality and organ: "US, breast, normal" of "US, breast, benign"."""
+    return ", ".join([*prompt.split(", ")[:2], "normal"])
+
+
 def open_tissue(settings, labelled):
-    """Return, of the pictures in --tissue, those that have nothing to find: whose prompt says normal; None without the flag."""
+    """Return the pictures of --tissue in which nothing is to be found, of the set's organs, as TrainingImages; None: no flag."""
     if settings.tissue is None:
         return None
-    found = [case for case in read_cases(settings.tissue, layout="radimagenet").cases if case.prompt.endswith(", normal")]
+    wanted = {name_normal(case.prompt) for case in labelled.cases}
+    found = [case for case in read_cases(settings.tissue, layout="radimagenet").cases if case.prompt in wanted]
+    for missing in sorted(wanted - {case.prompt for case in found}):
+        raise errors.InputError(f"--tissue: {settings.tissue} holds no picture of {missing}; leave the flag out")
     return TrainingImages(found, labelled.size, labelled.hed_size)
 
 
@@ -99,12 +107,8 @@ def plan(cases, settings, tissue=None):
     """List the Job of every image of a fold. tissue: of `open_tissue`."""
     deviations, weight, jobs = read_compat(settings.compat, "emit.generate"), read_weight(settings.phrases), []
     for number, case in enumerate(cases):
-        organ = case.prompt.rpartition(", ")[0]  # modality and organ
-        places = [] if tissue is None else [i for i, one in enumerate(tissue.cases) if one.prompt == f"{organ}, normal"]
-        if tissue is not None and not places:
-            raise errors.InputError(
-                f"--tissue: {settings.tissue} holds no picture of {organ}, normal, for case {case.id}; leave it out"
-            )
+        others = tissue.cases if tissue is not None else ()
+        places = [place for place, other in enumerate(others) if other.prompt == name_normal(case.prompt)]
         for index in range(settings.n):
             prompt, phrase = case.prompt, draw_phrase(generator(settings.seed, case.id, index, "phrase"))
             if "gray_sketch" in deviations:
@@ -219,8 +223,9 @@ def main():
     for folder in [run.out / name for run in runs.values() for name in files]:
         if not settings.resume and read_manifest(folder):
             raise errors.InputError(f"{folder}: already holds images; go on with --resume or choose another folder")
+    names = [*labelled.names, *(case.id for case in (tissue.cases if tissue else ()))]
     for run in runs.values():
-        save_config(run.out, run, {"model": settings.model, "hed": settings.hed, **files}, labelled.about.data, labelled.names)
+        save_config(run.out, run, {"model": settings.model, "hed": settings.hed, **files}, labelled.about.data, names)
         write_set(run.out, labelled)
     for fold, (name, controlnet) in zip(folds, files.items(), strict=True):
         model, headers = EmitDiff.load(settings.model, controlnet, prediction=prediction)
@@ -229,8 +234,7 @@ def main():
         ancestry = join(map(open_ledger, paths.values(), [*headers, hed_header]))
         weights, cases = {part: sha256(path) for part, path in paths.items()}, labelled.training(fold)
         if tissue is not None:
-            used = sorted({job.tissue for job in plan(cases, settings, tissue)})
-            ancestry = ancestry.add("tissue", np.array([content_hash(tissue.cases[i].image) for i in used], np.uint64))
+            ancestry = ancestry.add("tissue", np.array([content_hash(case.image) for case in tissue.cases], np.uint64))
         for run in runs.values():
             ancestry.write(run.out)
             write_json(run.out / name / "ledger.json", ancestry.header)

@@ -17,13 +17,14 @@ from emit import dataset, generate
 from emit.data.cache import TrainingImages
 from emit.data.cases import read_cases
 from emit.data.images import decode
-from emit.data.phantom import write_phantoms
+from emit.data.phantom import write_busi, write_phantoms
 from emit.errors import InputError
 from emit.ledger import Ledger, join
 from emit.ledger import read as read_ledger
 
 MODEL = ["--model", "pre/model.safetensors", "--hed", "pre/hed.safetensors"]
 LABELLED = ["--data", "set", "--size", 32]
+TISSUE = ["--tissue", "phantoms/radiology_ai"]
 SHORT = ["--steps", 4, "--batch", 4, "--warmup", 1, "--select-every", 2]
 
 
@@ -38,15 +39,16 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     patch = pytest.MonkeyPatch()
     patch.chdir(folder)
-    write_phantoms(folder / "phantoms", size=32, pretrain=12, busi=18, patients=2)
+    write_phantoms(folder / "phantoms", size=32, pretrain=18, busi=18, patients=2)
+    write_busi(folder / "more", size=32, seed=1, count=6)
     data = ["--data", folder / "phantoms" / "radiology_ai", "--boundaries", folder / "phantoms" / "boundaries"]
     steps = [f"--{part}{name}=2" for part in ("vae-", "hed-", "unet-", "") for name in ("steps", "batch")]
     call(patch, dataset, "--data", folder / "phantoms" / "BUSI", "--folds", 2, "--out", folder / "set")
     call(patch, train_pretrain, *data, "--out", folder / "pre", "--size", 32, "--warmup", 1, *steps)
     call(patch, train_finetune, *LABELLED, *MODEL, "--out", folder / "fine", "--steps", 2, "--batch", 2, "--warmup", 1)
-    made = ["--finetuned", folder / "fine", "--out", folder / "made", "--n", 2, "--steps", 2]
+    made = ["--finetuned", folder / "fine", "--out", folder / "made", "--n", 2, "--steps", 2, *TISSUE]
     call(patch, generate, *MODEL, *made)  # how the set is read is told by the fine-tuning
-    arms = ["--arms", "baseline,mirror,ours,copies", *SHORT]
+    arms = ["--arms", "baseline,mirror,ours,copies,oracle", "--oracle", folder / "more", "--keep-best", 0.8, *SHORT]
     call(patch, train_seg, "--generated", folder / "made", "--out", folder / "seg", *arms)
     patch.undo()
     return folder
@@ -59,22 +61,22 @@ def inside(folder, monkeypatch):
 
 def test_every_run_has_its_curves(folder):
     runs = [path.parent for path in folder.rglob("state.pt")]
-    assert len(runs) == 4 + 2 + 4 * 2 and all((run / "curves.png").exists() for run in runs)
+    assert len(runs) == 4 + 2 + 5 * 2 + 2 * 2 and all((run / "curves.png").exists() for run in runs)
 
 
 def test_every_case_is_scored_once_in_every_arm(folder):
     with open(folder / "seg" / "per_case.csv") as file:
         rows = list(csv.DictReader(file))
-    assert {row["arm"] for row in rows} == {"baseline", "mirror", "ours", "copies"}
-    for arm in ("baseline", "mirror", "ours", "copies"):
+    assert {row["arm"] for row in rows} == {"baseline", "mirror", "ours", "copies", "oracle"}
+    for arm in ("baseline", "mirror", "ours", "copies", "oracle"):
         assert len({row["case"] for row in rows if row["arm"] == arm}) == 18 == sum(row["arm"] == arm for row in rows)
 
 
 def test_the_manifest_makes_an_image_again(folder, monkeypatch):
     before = (folder / "made" / "fold0" / "manifest.jsonl").read_text().splitlines()
     line = json.loads(before[-1])
-    assert {"file", "case", "prompt", "seed", "sampling", "weights", "source", "hint"} <= line.keys()
-    again = ["--finetuned", folder / "fine", "--out", folder / "again", "--n", 2, "--steps", 2, "--batch", 3]
+    assert {"file", "case", "prompt", "seed", "sampling", "weights", "source", "hint", "vary", "tissue"} <= line.keys()
+    again = ["--finetuned", folder / "fine", "--out", folder / "again", "--n", 2, "--steps", 2, "--batch", 3, *TISSUE]
     call(monkeypatch, generate, *MODEL, "--fold", 0, *again)
     lines = (folder / "again" / "fold0" / "manifest.jsonl").read_text().splitlines()
     assert [json.loads(a)["seed"] for a in lines] == [json.loads(b)["seed"] for b in before]
@@ -85,6 +87,24 @@ def test_the_manifest_makes_an_image_again(folder, monkeypatch):
     assert max(differences) <= 1  # other batch, other order of float32 sums: one grey level where rounding turns
 
 
+def test_every_image_has_its_own_shape_in_another_pictures_tissue(folder, monkeypatch):
+    made = folder / "made" / "fold0"
+    lines = [json.loads(text) for text in (made / "manifest.jsonl").read_text().splitlines()]
+    masks = {line["file"]: decode(made / "masks" / line["file"]) for line in lines if not line["case"].startswith("normal")}
+    assert len({mask.tobytes() for mask in masks.values()}) == len(masks)  # no two of a case are alike
+    assert {line["tissue"] for line in lines} == {"US/breast/normal/us0002_0", "US/breast/normal/us0002_1"}
+    seen = read_ledger(made / "ledger.json").find(read_cases(folder / "phantoms" / "radiology_ai").cases)
+    assert {(line["tissue"], "tissue") for line in lines} <= {*seen}
+    with pytest.raises(InputError, match=r"^pre: "):
+        call(monkeypatch, generate, *MODEL, "--finetuned", "fine", "--out", "none", "--tissue", "pre")
+
+
+def test_the_judge_says_what_it_left_out(folder):
+    summary = json.loads((folder / "seg" / "summary.json").read_text())
+    judged = [sentence for sentence in summary["beside_real"]["sentences"] if sentence.startswith("Judged, fold")]
+    assert len(judged) == 2 and all("generated images are used" in sentence for sentence in judged)
+
+
 def test_only_training_cases_are_generated_and_on_the_ledger(folder):
     splits = json.loads((folder / "made" / "splits.json").read_text())
     for fold, split in enumerate(splits):
@@ -93,7 +113,7 @@ def test_only_training_cases_are_generated_and_on_the_ledger(folder):
         cases = {case.id: case for case in read_cases(folder / "phantoms" / "BUSI").cases}
         ledger = read_ledger(folder / "made" / f"fold{fold}" / "ledger.json")
         stages = [entry["stage"] for entry in ledger.entries]
-        assert sorted(stages) == [f"fine-tuning, fold {fold}", "hed", "pre-training"]
+        assert sorted(stages) == [f"fine-tuning, fold {fold}", "hed", "pre-training", "tissue"]
         assert ledger.find([cases[name] for name in split["test"]]) == []
         seen = {name for name, _ in ledger.find([cases[name] for name in split["train"]])}
         assert seen <= set(split["train"]) and len(seen) >= 2  # two steps of two
@@ -146,7 +166,7 @@ def test_a_used_generator_folder_is_refused_unchanged_and_resumes_with_the_same_
     out = folder / "used"
     shutil.copytree(folder / "made", out)
     files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    command = [*MODEL, "--finetuned", folder / "fine", "--out", out, "--steps", 2]
+    command = [*MODEL, "--finetuned", folder / "fine", "--out", out, "--steps", 2, *TISSUE]
     changes = {"already holds": ["--compat", "diffboost"], "--guidance was": ["--resume", "--guidance", 3]}
     for words, change in changes.items():
         with pytest.raises(InputError, match=words):
