@@ -14,17 +14,23 @@ from pathlib import Path
 from emit import errors
 from emit.data.phantom import write_phantoms
 
+ARMS = "baseline,deepstack,ours,ours+deepstack,mixed+deepstack,oracle mixed+deepstack"  # of the paper; and ours, judged
+
 
 def commands(folder):
     """Return the four commands of a whole run, as lists of words, on the phantoms in folder/phantoms."""
     phantoms, pretrained, generated = folder / "phantoms", folder / "pretrain", folder / "generated"
     model = ["--model", pretrained / "model.safetensors", "--hed", pretrained / "hed.safetensors"]
     data = ["--data", phantoms / "radiology_ai", "--boundaries", phantoms / "boundaries"]
+    tissue, fresh = (
+        ["--tissue", phantoms / "radiology_ai"],
+        ["--test", phantoms / "BUSI_test", "--oracle", phantoms / "BUSI_oracle"],
+    )
     lines = [
         ["train_pretrain.py", *data, "--out", pretrained],
         ["train_finetune.py", "--data", phantoms / "BUSI", *model, "--out", folder / "finetune"],
-        ["-m", "emit.generate", *model, "--finetuned", folder / "finetune", "--out", generated],
-        ["train_seg.py", "--generated", generated, "--arms", "paper", "--out", folder / "seg"],
+        ["-m", "emit.generate", *model, "--finetuned", folder / "finetune", *tissue, "--out", generated],
+        ["train_seg.py", "--generated", generated, *fresh, "--arms", ARMS, "--out", folder / "seg"],
     ]
     return [[sys.executable, *map(str, line)] for line in lines]
 
@@ -54,7 +60,7 @@ def main():
     if not again:
         if folder.exists() and any(path.name != ".phantoms.tmp" for path in folder.iterdir()):
             raise errors.InputError(f"{folder}: already holds something that is no demo; give another folder")
-        write_phantoms(phantoms)
+        write_phantoms(phantoms, fresh=300)
     for command in commands(folder):
         command += ["--resume"] if again else []
         print("\n$ " + shlex.join(["python", *command[1:]]), flush=True)

@@ -9,6 +9,8 @@ SCHEDULE, SAMPLERS, GUIDANCE = (f"emit/diffusion/{name}.py" for name in ("schedu
 OBJECTIVE, HED = "emit/diffusion/objective.py", "emit/networks/hed.py"
 GOLDEN, WHOLE = "tests/networks/test_golden.py", "tests/test_model.py"
 REPORT = "emit/evaluation/report.py"
+SHAPES, SHAPED, PROGRAMS = "emit/data/shapes.py", "tests/data/test_shapes.py", "tests/test_scripts.py"
+JUDGE, JUDGED, GENERATE = "emit/evaluation/judge.py", "tests/evaluation/test_judge.py", "emit/generate.py"
 METRICS, SCORED = "emit/evaluation/metrics.py", "tests/evaluation/test_metrics.py"
 STATISTICS, TESTED = "emit/evaluation/statistics.py", "tests/evaluation/test_statistics.py"
 REPORTED, SEGMENTER = "tests/evaluation/test_report.py", "emit/networks/segmenter.py"
@@ -429,5 +431,24 @@ MUTANTS = [
     ("train_seg.py", 'with run.ema_weights():', 'with torch.no_grad():', "tests/test_train_seg.py"),
     ("train_seg.py", 'with run.autocast():', 'with torch.enable_grad():', "tests/test_train_seg.py"),
     ("train_seg.py", 'if labelled.real_cases != settings.real_cases:', 'if False:', "tests/test_train_seg.py"),
+    # new shapes, texture, judge, oracle
+    (SHAPES, "matrix[0, :, 0] *= 1 if flip < 0 else -1", "matrix[0, :, 0] *= 1", SHAPED),
+    (SHAPES, "= strength * SHIFT * side *", "= SHIFT * side *", SHAPED),
+    (SHAPES, "strength * ZOOM * zoom", "0 * zoom", SHAPED),
+    (SHAPES, 'warp(label, matrix, "nearest"', 'warp(label, matrix, "bilinear"', SHAPED),
+    (SHAPES, 'warp(label, matrix, "nearest", None, offset)', 'warp(label, matrix, "nearest", None)', SHAPED),
+    (SHAPES, "mask = mask.masked_fill(frame, 0)", "mask = mask.clone()", SHAPED),
+    (SHAPES, "torch.where(near, edge, tissue)", "torch.where(near, tissue, edge)", SHAPED),
+    ("emit/generated.py", "if high[number] or number in best", "if high[number]", "tests/test_generated.py"),
+    ("emit/generated.py", "np.quantile(scores, 1 - share)", "np.quantile(scores, share)", "tests/test_generated.py"),
+    (JUDGE, "groups[half::2]", "groups[0::2]", JUDGED),
+    (JUDGE, "TrainingImages(halves[1 - half]", "TrainingImages(halves[half]", JUDGED),
+    (JUDGE, "scores[number] for number in range(len(pairs))", "1 - scores[number] for number in range(len(pairs))", JUDGED),
+    (SEG, "mask = torch.where(real[:, 0], mask, other_mask)", "mask = mask.clone()", COMPARISON),
+    (FOLDS, 'oracle.ledger.refuse(tests[""], settings.oracle)', "pass", PROGRAMS),
+    (FOLDS, "for source in (fold.generated, fold.oracle)", "for source in (fold.generated,)", PROGRAMS),
+    (GENERATE, 'ancestry = ancestry.add("tissue"', 'ancestry.add("tissue"', PROGRAMS),
+    (GENERATE, "edges, masks = transplant(", "edges, _ = transplant(", PROGRAMS),
+    (GENERATE, "+ texture).clamp(-1, 1)", ").clamp(-1, 1)", "tests/test_hearts.py"),
+    (GENERATE, "case.id, job.index, ", "case.id, ", "tests/test_hearts.py"),
 ]
-# fmt: on

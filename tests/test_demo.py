@@ -14,7 +14,7 @@ from emit import demo, errors
 def calls(monkeypatch):
     called = []
     monkeypatch.setattr(demo, "call", lambda command: called.append(command))
-    monkeypatch.setattr(demo, "write_phantoms", lambda folder: folder.mkdir(parents=True))
+    monkeypatch.setattr(demo, "write_phantoms", lambda folder, fresh: folder.mkdir(parents=True))
     return called
 
 

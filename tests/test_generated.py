@@ -83,4 +83,5 @@ def test_the_best_are_kept_and_of_each_case_one(folder):
     drawn, masks = images.draw(["a"] * 40, generator("keep"))
     assert drawn.shape == (40, 1, 4, 4) and masks.shape == (40, 4, 4) and masks.dtype == torch.long
     assert {round(127.5 * (level.item() + 1)) for level in drawn[:, 0, 0, 0]} == {1, 3} and (masks == 2).all()
-    assert images.keep([0.9, 0.1, 0.5, 0.8], 1.0) == [0, 1, 3]  # what is left out stays out
+    assert images.keep([0.9, 0.1, 0.5, 0.8], 0.3) == [0, 1]
+    assert images.keep([0.9, 0.1, 0.5, 0.8], 1.0) == [0, 1]  # what is left out stays out

@@ -317,3 +317,71 @@ def test_the_agreement_of_edges_counts_no_frame(tmp_path, side):
     assert not edge[:7].any() and not edge[25:].any()
     # one grey level; where the view has twice the size, a triangle softens what is not flat
     assert np.abs(edge[8:24] - (picture + 1.5) / 3)[2:-2].max() < (0.003 if side == 32 else 0.4)
+
+
+class HalfVAE(nn.Module):
+    """Loses half of every pixel."""
+
+    def encode(self, image):
+        return SimpleNamespace(mode=lambda: image / 2)
+
+    def decode(self, z):
+        return z
+
+
+@pytest.fixture
+def conditions(tmp_path):
+    """Return a function (jobs, tissue, settings) of what the ControlNet and the picture are given."""
+    labelled = LabelledSet(CASES, ("background", "lesion"), [], SetSettings(data=tmp_path), SIZE, "hed", SIZE)
+    model = nn.Module()
+    model.vae, model.weight = HalfVAE(), nn.Parameter(torch.ones(()))
+
+    def make(jobs, tissue=None, **change):
+        settings = generate.Settings(model=tmp_path, finetuned=tmp_path, hed=tmp_path, out=tmp_path, **change)
+        jobs = [generate.Job(case, index, "", 0, 1) for case, index in jobs]
+        return generate.make_conditions(model, PixelHED(), TrainingImages(CASES, SIZE, SIZE), tissue, jobs, labelled, settings)
+
+    return make
+
+
+def test_without_new_shapes_a_case_is_its_own_condition(conditions):
+    image, mask = TrainingImages(CASES, SIZE).read([3, 5])
+    hint, masks, frames, texture = conditions([(3, 0), (5, 0)], vary=0.0)
+    assert torch.allclose(hint, (image + 1).expand(-1, 3, -1, -1) / 2) and torch.equal(masks, mask) and not frames.any()
+    assert torch.allclose(texture, image / 2)
+    assert torch.equal(conditions([(3, 0)], vary=0.0, texture=0.5)[3], image[:1] / 4)
+    assert not conditions([(3, 0)], vary=0.0, texture=0.0)[3].any()
+
+
+def test_case_and_index_alone_decide_a_shape_and_texture_moves_with_it(conditions):
+    hint, masks, _, texture = conditions([(3, 0), (3, 1), (5, 0)])
+    assert not torch.equal(hint[0], hint[1]) and not torch.equal(masks[0], masks[1])
+    alone = conditions([(3, 1)])
+    assert torch.equal(alone[0][0], hint[1]) and torch.equal(alone[1][0], masks[1])
+    assert torch.allclose(texture, (2 * hint[:, :1] - 1) / 2, atol=1e-5)  # both are linear in the image; float32 positions
+
+
+def test_tissue_gives_its_edges_and_texture_and_takes_the_lesion(conditions):
+    wide = Case("wide", "wide", "", "", "", lambda path: (np.full((SIZE // 2, SIZE), 0.2, np.float32), None))
+    tissue = TrainingImages([CASES[0], wide], SIZE, SIZE)  # letterboxed: a frame above and below
+    hint, masks, frames, texture = conditions([(3, 0)], tissue, vary=0.0)
+    assert frames[0, :4].all() and frames[0, 12:].all() and not frames[0, 4:12].any()
+    own = TrainingImages(CASES, SIZE).read([3])[1]
+    assert torch.equal(masks[0, 4:12], own[0, 4:12]) and not masks[0][frames[0]].any()
+    assert torch.allclose(hint[0, 0, 4:12, 0], torch.full((8,), 0.6)) and torch.allclose(
+        texture[0, 0, 4:12], torch.full((8, 16), 0.1)
+    )
+    assert torch.allclose(hint[0, 0][masks[0] > 0], torch.tensor((level_of(3) + 1) / 2))
+
+
+def test_the_texture_is_in_the_picture(tmp_path):
+    picture = np.linspace(-0.5, 0.5, 32 * 32, dtype=np.float32).reshape(32, 32)
+    (tmp_path / "case.png").touch()
+    case = Case("one", "one", "prompt", "", str(tmp_path / "case.png"), lambda path: (picture, np.ones((32, 32), np.uint8)))
+    labelled = LabelledSet([case], ("background", "lesion"), [], SetSettings(data=tmp_path), 32, "hed", 32)
+    settings = generate.Settings(model=tmp_path, finetuned=tmp_path, hed=tmp_path, out=tmp_path, n=1, vary=0.0)
+    model = Framing(picture)
+    model.vae = HalfVAE()
+    generate.generate_fold(model, PixelHED(), [case], labelled, settings, {}, tmp_path)
+    (path,) = (tmp_path / "images").iterdir()
+    assert np.abs(np.asarray(Image.open(path)) / 127.5 - 1 - 1.5 * picture).max() < 1 / 127  # of 8 bits

@@ -105,6 +105,12 @@ def test_the_judge_says_what_it_left_out(folder):
     assert len(judged) == 2 and all("generated images are used" in sentence for sentence in judged)
 
 
+@pytest.mark.parametrize("words", [["--oracle", "phantoms/BUSI"], ["--oracle", "more", "--test", "more"]])
+def test_an_oracle_that_holds_a_test_case_is_refused(folder, monkeypatch, words):
+    with pytest.raises(InputError, match="oracle"):
+        call(monkeypatch, train_seg, "--data", "set", "--out", "none", "--arms", "oracle", "--size", 32, *words)
+
+
 def test_only_training_cases_are_generated_and_on_the_ledger(folder):
     splits = json.loads((folder / "made" / "splits.json").read_text())
     for fold, split in enumerate(splits):

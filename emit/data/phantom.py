@@ -107,18 +107,21 @@ def write_volumes(folder, size, seed, patients):
     write_json(folder / "dataset.json", about, indent=2)
 
 
-def write_phantoms(root, size=64, seed=0, pretrain=900, busi=60, patients=8):
+def write_phantoms(root, size=64, seed=0, pretrain=900, busi=60, patients=8, fresh=0):
     """Write `pretrain` images, `busi` images and `patients` volumes per task under root, a new or empty folder.
 
     root/radiology_ai and root/boundaries (the same paths) are for pre-training; root/BUSI, root/Task09_Spleen and
-    root/Task05_Prostate are labelled. root appears whole or not at all. Raises InputError where it cannot be written.
+    root/Task05_Prostate are labelled. root/BUSI_test and root/BUSI_oracle: `fresh` further patients each, as BUSI's, for
+    train_seg.py's --test and --oracle. root appears whole or not at all. Raises InputError where it cannot be written.
     """
     root = Path(root)
     temporary = root.with_name(f".{root.name}.tmp")  # what a kill leaves, the next call replaces
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         write_pretrain(temporary, size, seed, pretrain)
-        write_busi(temporary / "BUSI", size, seed, busi)
+        for number, (name, count) in enumerate({"BUSI": busi, "BUSI_test": fresh, "BUSI_oracle": fresh}.items()):
+            if count:
+                write_busi(temporary / name, size, seed + number, count)
         for task in TASKS:
             write_volumes(temporary / task, size, seed, patients)
         temporary.rename(root)
