@@ -21,7 +21,7 @@ from emit.data.geometry import LINEAR, fit
 from emit.dataset import LabelledSet, SetSettings
 from emit.errors import InputError
 from emit.model import EmitDiff, demo_sizes
-from emit.networks.discriminator import Discriminator
+from emit.networks.discriminator import Discriminator, hinge_loss
 from emit.networks.vae import Posterior
 from emit.probes import choose_fixed
 
@@ -209,6 +209,31 @@ def test_the_autoencoder_is_scaled_as_it_is_saved(sharp, settings, monkeypatch):
     with torch.no_grad():
         means = torch.cat([encode(pictures.image([i]).expand(-1, 3, -1, -1)).mean for i in range(COUNT)])
     assert model.vae.scale * means.std().item() == pytest.approx(1, rel=1e-5)
+
+
+def test_an_autoencoder_with_an_adversary_resumes_bit_for_bit(settings, tmp_path, monkeypatch):
+    """Stopped in step 6 of 8, when the adversary has begun (at 4), and resumed from the state of step 5."""
+
+    def train(name, resume=False):
+        torch.manual_seed(0)
+        model = EmitDiff(demo_sizes(64))
+        own = replace(settings, sharp=0.5, save_every=5, out=tmp_path / name, resume=resume)
+        train_pretrain.train_autoencoder(model, TrainingImages(CASES, SIZE), own)
+        return model.vae
+
+    def stop(real, fake, calls=[]):  # noqa: B006
+        calls.append(0)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return hinge_loss(real, fake)
+
+    whole = train("whole")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_pretrain, "hinge_loss", stop)
+        train("cut")
+    assert torch.load(tmp_path / "cut" / "vae" / "state.pt", weights_only=True)["step"] == 5
+    resumed = train("cut", resume=True)
+    assert resumed.scale == whole.scale and all(map(torch.equal, whole.parameters(), resumed.parameters()))
 
 
 def test_hed_learns_each_pictures_own_boundary(settings, tmp_path, monkeypatch):
