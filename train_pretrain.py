@@ -124,7 +124,7 @@ def train_autoencoder(model, pictures, settings):
                 adversarial = adversarial_loss(discriminator, reconstruction)
                 own = hinge_loss(discriminator(image), discriminator(reconstruction.detach()))
             weight = settings.sharp * adaptive_weight(l1, adversarial, vae.decoder.conv_out.weight)
-            loss = loss + weight * adversarial + own
+            loss = loss + weight * adversarial + own / 100  # AdamW divides it out; else its gradient alone fills the clip
             terms |= {"adversarial": adversarial.detach(), "discriminator": own.detach(), "weight": weight}
         run.update(loss, **terms)
     run.finish()

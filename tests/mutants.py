@@ -417,7 +417,7 @@ MUTANTS = [
         )
     ),
     ("train_pretrain.py", "discriminator(reconstruction.detach())", "discriminator(reconstruction)", "tests/test_hearts.py"),
-    ("train_pretrain.py", "+ weight * adversarial + own", "+ adversarial + own", "tests/test_hearts.py"),
+    ("train_pretrain.py", "+ weight * adversarial + own / 100", "+ weight * adversarial + own", "tests/test_hearts.py"),
     ("train_pretrain.py", "step >= ADVERSARY_FROM * settings.vae_steps", "True", "tests/test_hearts.py"),
     ("emit/evaluation/fidelity.py", "centred = window *", "centred =", "tests/evaluation/test_fidelity.py"),
     ("emit/evaluation/fidelity.py", "np.fft.fftfreq(side, 0.5)", "np.fft.fftfreq(side)", "tests/evaluation/test_fidelity.py"),
