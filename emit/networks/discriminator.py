@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LARGEST = 0.02  # [choice] most that a score may weigh beside L1: at 0.05 the adversary tears pictures
+LARGEST = 0.02  # [choice] most that a score may weigh beside L1, see docs/paper.md
 
 
 class Discriminator(nn.Module):
