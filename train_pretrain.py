@@ -22,11 +22,14 @@ from emit.diffusion.objective import loss_by_quartile
 from emit.files import check_room
 from emit.ledger import Ledger, join, open_ledger
 from emit.model import DEMO_HED, EmitDiff, demo_sizes, drop_captions, find_edges, hed_side, load_hed
+from emit.networks.discriminator import Discriminator, adaptive_weight, adversarial_loss, hinge_loss
 from emit.networks.hed import HED, hed_loss
 from emit.probes import save_samples
 from emit.training import distributed
 from emit.training.loop import Run, check_run, room_needed
 from emit.training.settings import RunSettings, parse, save_config, setting
+
+ADVERSARY_FROM = 0.45  # [choice] share of the autoencoder's steps before its discriminator: first the picture, then its grain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +48,10 @@ class Settings(RunSettings):
     vae_batch: int = setting(4, "[choice] as above", help="autoencoder batch", low=1)
     vae_lr: float = setting(2e-3, "[choice] small network, few steps", help="autoencoder learning rate", above=0)
     kl_weight: float = setting(1e-5, "[choice] smoother latents; [SD 1.5]: 1e-6", help="weight of the KL term", low=0)
+    sharp: float = setting(0.0, "[choice] emit.generate puts texture back", help="weight of the VAE's adversary; try 0.75", low=0)
     hed_steps: int = setting(400, "[choice] ten seconds", paper=0, help="HED steps", low=0)
     hed_batch: int = setting(8, "[choice] as above", help="HED batch", low=1)
-    hed_lr: float = setting(3e-3, "[choice] from scratch", help="HED learning rate", above=0)
+    hed_lr = 3e-3  # [choice] from scratch, in seconds: no flag
     unet_steps: int = setting(1000, "[choice] two minutes", paper=0, help="UNet steps", low=0)
     unet_batch: int = setting(16, "[choice] as above", help="UNet batch", low=1)
     unet_lr: float = setting(2e-3, "[choice] small network, few steps", help="UNet learning rate", above=0)
@@ -98,10 +102,15 @@ def open_networks(settings):
 
 
 def train_autoencoder(model, pictures, settings):
-    """Reconstruction (L1) + KL; then measure the latent scale 1 / std(z) and keep it in the autoencoder."""
-    vae = model.vae
-    run = Run(settings.out / "vae", {"vae": vae}, settings_of(settings, "vae"))
-    for _, batch in run.steps(pictures):
+    """Reconstruction + KL, then a patch discriminator as well; then measure the latent scale 1 / std(z) and keep it.
+
+    One step trains both: the adversarial term leaves the discriminator's weights alone, and its own loss sees pictures
+    without a graph, so that the gradients of the sum are those of each network's loss.
+    """
+    vae, discriminator = model.vae, Discriminator(model.sizes.vae.channels).to(model.vae.quant_conv.weight.device)
+    networks = {"vae": vae, "discriminator": discriminator} if settings.sharp else {"vae": vae}
+    run = Run(settings.out / "vae", networks, settings_of(settings, "vae"))
+    for step, batch in run.steps(pictures):
         image = batch.image.expand(-1, 3, -1, -1).to(run.device)
         with run.autocast():
             posterior = vae.encode(image)
@@ -109,7 +118,15 @@ def train_autoencoder(model, pictures, settings):
             reconstruction = vae.decode(posterior.sample(noise))
         l1 = (reconstruction.float() - image).abs().mean()
         kl = posterior.kl().mean() / image[0].numel()
-        run.update(l1 + settings.kl_weight * kl, l1=l1.detach(), kl=kl.detach())
+        loss, terms = l1 + settings.kl_weight * kl, {"l1": l1.detach(), "kl": kl.detach()}
+        if settings.sharp and step >= ADVERSARY_FROM * settings.vae_steps:
+            with run.autocast():
+                adversarial = adversarial_loss(discriminator, reconstruction)
+                own = hinge_loss(discriminator(image), discriminator(reconstruction.detach()))
+            weight = settings.sharp * adaptive_weight(l1, adversarial, vae.decoder.conv_out.weight)
+            loss = loss + weight * adversarial + own / 100  # AdamW divides it out; else its gradient alone fills the clip
+            terms |= {"adversarial": adversarial.detach(), "discriminator": own.detach(), "weight": weight}
+        run.update(loss, **terms)
     run.finish()
     with torch.no_grad():
         chosen = range(0, len(pictures), max(1, len(pictures) // 256))  # some 256 of them

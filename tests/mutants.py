@@ -451,4 +451,22 @@ MUTANTS = [
     (GENERATE, "edges, masks = transplant(", "edges, _ = transplant(", PROGRAMS),
     (GENERATE, "+ texture).clamp(-1, 1)", ").clamp(-1, 1)", "tests/test_hearts.py"),
     (GENERATE, "case.id, job.index, ", "case.id, ", "tests/test_hearts.py"),
+    *(
+        ("emit/networks/discriminator.py", old, new, "tests/networks/test_discriminator.py")
+        for old, new in (
+            ("image.mean(dim=1, keepdim=True)", "image[:, :1]"),
+            ("stride=1 if width == widths[-1] else 2", "stride=2"),
+            ("F.relu(1 + fake)", "F.relu(1 - fake)"),
+            ("discriminator.requires_grad_(False)", "discriminator.requires_grad_(True)"),
+            ("-discriminator(fake).mean()", "discriminator(fake).mean()"),
+            (".clamp(max=LARGEST)", ""),
+            ("(norms[1] + 1e-4)", "norms[1]"),
+        )
+    ),
+    ("train_pretrain.py", "discriminator(reconstruction.detach())", "discriminator(reconstruction)", "tests/test_hearts.py"),
+    ("train_pretrain.py", "+ weight * adversarial + own / 100", "+ weight * adversarial + own", "tests/test_hearts.py"),
+    ("train_pretrain.py", "step >= ADVERSARY_FROM * settings.vae_steps", "True", "tests/test_hearts.py"),
+    ("emit/evaluation/fidelity.py", "centred = window *", "centred =", "tests/evaluation/test_fidelity.py"),
+    ("emit/evaluation/fidelity.py", "np.fft.fftfreq(side, 0.5)", "np.fft.fftfreq(side)", "tests/evaluation/test_fidelity.py"),
 ]
+# fmt: on

@@ -21,6 +21,7 @@ from emit.data.geometry import LINEAR, fit
 from emit.dataset import LabelledSet, SetSettings
 from emit.errors import InputError
 from emit.model import EmitDiff, demo_sizes
+from emit.networks.discriminator import Discriminator, hinge_loss
 from emit.networks.vae import Posterior
 from emit.probes import choose_fixed
 
@@ -143,7 +144,8 @@ def copy_of(module):
 
 @pytest.fixture
 def settings(tmp_path):
-    own = {f"{part}_{name}": RUN[name] for part in ("vae", "hed", "unet") for name in ("batch", "steps", "lr")}
+    own = {f"{part}_{name}": RUN[name] for part in ("vae", "hed", "unet") for name in ("batch", "steps")}
+    own |= {"vae_lr": RUN["lr"], "unet_lr": RUN["lr"]}
     return train_pretrain.Settings(**RUN | own | {"out": tmp_path, "data": Path("pictures"), "kl_weight": 0.5, "sample_every": 4})
 
 
@@ -173,23 +175,65 @@ def test_stage_1_trains_its_part_on_the_right_conditions(model, part, settings, 
     assert sampled[1][1] == weigh(model) and sampled[0][1] != model.seen[4].weights  # drawn with the average
 
 
-def test_the_autoencoder_is_scaled_as_it_is_saved(settings, monkeypatch):
+@pytest.mark.parametrize("sharp", [0.0, 0.5])
+def test_the_autoencoder_is_scaled_as_it_is_saved(sharp, settings, monkeypatch):
+    """The loss is what the log says: L1 + w KL, and from ADVERSARY_FROM of the steps on the adversary's two terms as well."""
     torch.manual_seed(0)
     model, pictures, seen = EmitDiff(demo_sizes(64)), TrainingImages(CASES, SIZE), []
-    encode, decode, before = model.vae.encode, model.vae.decode, copy_of(model)
+    settings, critics, shown, before = replace(settings, sharp=sharp), [], [], copy_of(model)
+    encode, decode = model.vae.encode, model.vae.decode
     monkeypatch.setattr(model.vae, "encode", lambda image: seen.append([image, encode(image)]) or seen[-1][1])
     monkeypatch.setattr(model.vae, "decode", lambda z: seen[-1].append(decode(z)) or seen[-1][2])
+
+    def build(*sizes):
+        critics.append(Discriminator(*sizes))
+        critics[0].register_forward_pre_hook(lambda _, given: shown.append(given[0].requires_grad))
+        return critics[0]
+
+    monkeypatch.setattr(train_pretrain, "Discriminator", build)
+    monkeypatch.setattr(train_pretrain, "adaptive_weight", lambda *losses: torch.tensor(0.25))
     train_pretrain.train_autoencoder(model, pictures, settings)
     check_trained(model, before, {"vae"})
-    check_average(settings.out / "vae", {"vae": model.vae})
+    check_average(settings.out / "vae", {"vae": model.vae} | ({"discriminator": critics[0]} if sharp else {}))
     steps = [step for step in seen if len(step) == 3]
     l1 = np.mean([(image - found).abs().mean().item() for image, _, found in steps])
     kl = np.mean([(posterior.kl() / (3 * SIZE * SIZE)).mean().item() for _, posterior, _ in steps])  # nats per number
     line = read_log(settings.out / "vae")
-    assert (line["l1"], line["kl"], line["loss"]) == pytest.approx((l1, kl, l1 + 0.5 * kl), rel=1e-5)  # float32 sums
+    loss = l1 + 0.5 * kl
+    assert shown == (4 * [True, False, False] if sharp else [])  # its own loss teaches the autoencoder nothing
+    if sharp:
+        share = np.mean(np.arange(8) >= train_pretrain.ADVERSARY_FROM * 8)
+        assert 0 < share < 1 and line["weight"] == 0.5 * 0.25
+        loss += share * (line["weight"] * line["adversarial"] + line["discriminator"] / 100)
+    assert (line["l1"], line["kl"], line["loss"]) == pytest.approx((l1, kl, loss), rel=1e-5)  # float32 sums
     with torch.no_grad():
         means = torch.cat([encode(pictures.image([i]).expand(-1, 3, -1, -1)).mean for i in range(COUNT)])
     assert model.vae.scale * means.std().item() == pytest.approx(1, rel=1e-5)
+
+
+def test_an_autoencoder_with_an_adversary_resumes_bit_for_bit(settings, tmp_path, monkeypatch):
+    """Stopped in step 6 of 8, when the adversary has begun (at 4), and resumed from the state of step 5."""
+
+    def train(name, resume=False):
+        torch.manual_seed(0)
+        model = EmitDiff(demo_sizes(64))
+        own = replace(settings, sharp=0.5, save_every=5, out=tmp_path / name, resume=resume)
+        train_pretrain.train_autoencoder(model, TrainingImages(CASES, SIZE), own)
+        return model.vae
+
+    def stop(real, fake, calls=[]):  # noqa: B006
+        calls.append(0)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return hinge_loss(real, fake)
+
+    whole = train("whole")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_pretrain, "hinge_loss", stop)
+        train("cut")
+    assert torch.load(tmp_path / "cut" / "vae" / "state.pt", weights_only=True)["step"] == 5
+    resumed = train("cut", resume=True)
+    assert resumed.scale == whole.scale and all(map(torch.equal, whole.parameters(), resumed.parameters()))
 
 
 def test_hed_learns_each_pictures_own_boundary(settings, tmp_path, monkeypatch):

@@ -52,6 +52,23 @@ def describe_generated(pairs, training, held_out, side: int = 32) -> dict:
     }
 
 
+def radial_power_spectrum(images, octaves: int = 4) -> np.ndarray:
+    """Return the power in each octave of spatial frequency, the finest first, averaged over images (..., H, W): (octaves,).
+
+    P_k = sum over 2^-(k+1) < r <= 2^-k of |F[w (x - mean x)]|^2 / (H W sum w^2); r: frequency over Nyquist's, half a cycle
+    per pixel; w: Hann's window, as the jump between opposite borders would pass for fine detail. A wave a sin has a^2 / 2.
+    P of decoded over P of real images says what a decoder blurs (below 1) or invents (above 1; 2003.01826).
+    """
+    images = np.asarray(images, np.float64)
+    window = np.outer(*(np.hanning(side + 2)[1:-1] for side in images.shape[-2:]))
+    rows, columns = (np.fft.fftfreq(side, 0.5) for side in images.shape[-2:])  # 1 is Nyquist's frequency
+    radius = np.hypot(rows[:, None], columns)
+    centred = window * (images - images.mean(axis=(-2, -1), keepdims=True))
+    power = np.abs(np.fft.fft2(centred)) ** 2 / (window**2).sum() / window.size
+    power = power.reshape(-1, *radius.shape).mean(axis=0)  # (..., H, W) -> (H, W)
+    return np.array([power[(radius > 0.5 ** (k + 1)) & (radius <= 0.5**k)].sum() for k in range(octaves)])
+
+
 def measure_diversity(samples, side: int) -> float:
     """Mean of 1 - correlation over all pairs of the n >= 2 samples of one case: 0 = all alike, 1 = unrelated."""
     rows = thumbnails(samples, side).astype(np.float64)

@@ -6,7 +6,7 @@ import torch
 
 from emit.data.cache import TrainingImages
 from emit.data.cases import Case
-from emit.evaluation.fidelity import describe_generated, find_nearest, flag_copies, measure_diversity
+from emit.evaluation.fidelity import describe_generated, find_nearest, flag_copies, measure_diversity, radial_power_spectrum
 
 
 def smooth(count, rng, side=48):
@@ -79,3 +79,22 @@ def test_generated_images_are_described_beside_real_ones():
     assert found["correlation"] == pytest.approx(1, abs=1 - expected[0])
     assert found["diversity"] == pytest.approx(0, abs=1e-6)  # two equal images of case 1; the others are alone
     assert describe_generated(pairs[:2], pictures(training), pictures(held_out))["diversity"] is None
+
+
+@pytest.mark.parametrize(("cycles", "octave"), [((0, 20), 0), ((12, 12), 0), ((12, 0), 1), ((0, 9), 1), ((3, 4), 2)])
+def test_a_wave_has_its_power_in_its_own_octave(cycles, octave):
+    """64 x 48 pixels, amplitude 3 on a level of 7: 9 / 2 in one octave; Hann's window spreads it over neighbours, not octaves."""
+    y, x = np.mgrid[:64, :48]
+    wave = 7 + 3 * np.sin(2 * np.pi * (cycles[0] * y / 64 + cycles[1] * x / 48) + 0.4)
+    power = radial_power_spectrum(np.stack([wave, wave])[:, None])
+    assert power[octave] == pytest.approx(4.5, rel=0.02) and np.delete(power, octave).max() < 0.05
+
+
+def test_power_of_white_noise_and_of_a_ramp():
+    """White noise of variance 4: each octave has its share of the plane. A ramp's jump at the border is no fine detail."""
+    noise = torch.from_numpy(2 * np.random.default_rng(0).normal(size=(200, 1, 32, 32)))
+    shares = np.pi / 4 * np.array([3 / 4, 3 / 16, 3 / 64])  # of annuli in the square of all frequencies
+    # 200 images x 100 bins of the third annulus, which holds whole bins: 2 % by chance, 6 % by its border
+    assert radial_power_spectrum(noise, 3) == pytest.approx(4 * shares, rel=0.08)
+    fine, *_, coarse = radial_power_spectrum(np.linspace(-1, 1, 64) * np.ones((64, 1)))
+    assert fine < 1e-4 * coarse
