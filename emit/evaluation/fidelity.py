@@ -31,7 +31,8 @@ def describe_generated(pairs, training, held_out, side: int = 32) -> dict:
     pairs: (id of the training case, image (1, 1, S, S), mask) of each; training, held_out: `emit.data.cache.TrainingImages`.
     side: of the thumbnails, 32 for shifted or noisy copies, the images' own for exact ones alone. Returns images (N);
     correlation, held_out (medians of the nearest training image's correlation); highest; flagged (number of copies);
-    own_source (share whose nearest is their source: they follow its edges); diversity (mean over cases; None: no pairs).
+    own_source (share whose nearest is their source: they follow its edges); diversity (mean over cases; None: no pairs);
+    texture (power in the finest octave, generated over training images).
     """
     sources, images = zip(*((case, image[0]) for case, image, _ in pairs), strict=True)
     real, unseen = (pictures.image(range(len(pictures))) for pictures in (training, held_out))
@@ -40,6 +41,7 @@ def describe_generated(pairs, training, held_out, side: int = 32) -> dict:
     by_source = {}
     for image, source in zip(images, sources, strict=True):
         by_source.setdefault(source, []).append(image)
+    power, real_power = (radial_power_spectrum(np.stack([np.asarray(one) for one in some]))[0] for some in (images, real))
     several = [measure_diversity(samples, side) for samples in by_source.values() if len(samples) > 1]
     return {
         "images": len(images),
@@ -49,6 +51,7 @@ def describe_generated(pairs, training, held_out, side: int = 32) -> dict:
         "flagged": int(flag_copies(correlation, unseen).sum()),
         "own_source": float(np.mean([training.cases[i].id == source for i, source in zip(nearest, sources, strict=True)])),
         "diversity": float(np.mean(several)) if several else None,
+        "texture": float(power / max(real_power, 1e-12)),
     }
 
 

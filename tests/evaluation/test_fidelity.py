@@ -78,7 +78,9 @@ def test_generated_images_are_described_beside_real_ones():
     _, expected = find_nearest(images[:1], training, 48)
     assert found["correlation"] == pytest.approx(1, abs=1 - expected[0])
     assert found["diversity"] == pytest.approx(0, abs=1e-6)  # two equal images of case 1; the others are alone
-    assert describe_generated(pairs[:2], pictures(training), pictures(held_out))["diversity"] is None
+    halved = [(case, image / 2, mask) for case, image, mask in pairs[:2]]
+    two = describe_generated(halved, pictures([training[2], training[4]]), pictures(held_out))
+    assert two["diversity"] is None and two["texture"] == pytest.approx(0.25, abs=0.06)  # half the amplitude; a tenth differs
 
 
 @pytest.mark.parametrize(("cycles", "octave"), [((0, 20), 0), ((12, 12), 0), ((12, 0), 1), ((0, 9), 1), ((3, 4), 2)])

@@ -323,13 +323,25 @@ def test_a_sweep_is_written_and_drawn(tmp_path, monkeypatch, capsys):
 def test_fidelity_and_nearness_to_training_images_are_reported(tmp_path):
     fixed = {"fold": 0, "class": "lesion", "kind": "both present", "iou": 0.5, "precision": 0.5, "recall": 0.5}
     fidelity = [fixed | {"case": i % 2, "dice": dice} for i, dice in enumerate((0.25, 0.75, 0.25, 0.75))]  # 2 seeds
-    beside = {"images": 9, "correlation": 0.5, "highest": 0.75, "held_out": 0.25, "flagged": 3, "own_source": 2 / 3}
+    beside = {
+        "images": 9,
+        "correlation": 0.5,
+        "highest": 0.75,
+        "held_out": 0.25,
+        "flagged": 3,
+        "own_source": 2 / 3,
+        "texture": 0.875,
+    }
     beside_real = [beside | {"diversity": 0.125}, beside | {"diversity": None}]
     summary, page = write(tmp_path, rows_of({"baseline": 0.0}), None, fidelity, beside_real)
     assert "in 2 generated images with Dice 0.500 ± 0.289." in page  # sqrt(4 * 0.25^2 / 3) = 0.289
     first, second = summary["beside_real"]["sentences"]
     assert "9 generated images at 0.50 in the median and 0.75 at most" in first
-    assert "Diversity within a case 0.12" in first and "Diversity" not in second
+    assert (
+        "Finest octave: 0.88 of the real images' power" in first
+        and "Diversity within a case 0.12" in first
+        and "Diversity" not in second
+    )
     assert "for 67%; 3 are nearer" in second and "Copies, fold 1" in page
 
 
