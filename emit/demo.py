@@ -14,22 +14,18 @@ from pathlib import Path
 from emit import errors
 from emit.data.phantom import write_phantoms
 
-ARMS = "baseline,deepstack,ours,ours+deepstack,mixed+deepstack,oracle mixed+deepstack"  # of the paper; and ours, judged
+ARMS = "baseline,deepstack,ours,ours+deepstack,mixed,mixed+deepstack,oracle mixed+deepstack"  # a minute each
 
 
 def commands(folder):
     """Return the four commands of a whole run, as lists of words, on the phantoms in folder/phantoms."""
     phantoms, pretrained, generated = folder / "phantoms", folder / "pretrain", folder / "generated"
     model = ["--model", pretrained / "model.safetensors", "--hed", pretrained / "hed.safetensors"]
-    data = ["--data", phantoms / "radiology_ai", "--boundaries", phantoms / "boundaries"]
-    tissue, fresh = (
-        ["--tissue", phantoms / "radiology_ai"],
-        ["--test", phantoms / "BUSI_test", "--oracle", phantoms / "BUSI_oracle"],
-    )
+    pictures, fresh = phantoms / "radiology_ai", ["--test", phantoms / "BUSI_test", "--oracle", phantoms / "BUSI_oracle"]
     lines = [
-        ["train_pretrain.py", *data, "--out", pretrained],
+        ["train_pretrain.py", "--data", pictures, "--boundaries", phantoms / "boundaries", "--out", pretrained],
         ["train_finetune.py", "--data", phantoms / "BUSI", *model, "--out", folder / "finetune"],
-        ["-m", "emit.generate", *model, "--finetuned", folder / "finetune", *tissue, "--out", generated],
+        ["-m", "emit.generate", *model, "--finetuned", folder / "finetune", "--tissue", pictures, "--out", generated],
         ["train_seg.py", "--generated", generated, *fresh, "--arms", ARMS, "--out", folder / "seg"],
     ]
     return [[sys.executable, *map(str, line)] for line in lines]
