@@ -104,6 +104,8 @@ def main():
     settings = parse(Settings)
     if len(settings.crop) != 2 or settings.crop[0] > settings.crop[1]:
         raise errors.InputError(f"--crop: is {','.join(map(str, settings.crop))}; give the smaller share, then the larger")
+    if settings.vary and (settings.degrees, settings.crop) != (Settings.degrees, Settings.crop):
+        raise errors.InputError("--degrees and --crop: are of the authors' warp; give --vary 0 as well")
     device = distributed.start(settings.device)
     hed, hed_header = load_hed(settings.hed)
     settings = replace(settings, hed_size=settings.hed_size or hed_side(hed_header, settings.size))

@@ -99,6 +99,8 @@ def open_labelled(settings):
             words = f"were made with --real-cases {labelled.real_cases}, not {settings.real_cases}"
             raise errors.InputError(f"{settings.generated}: its images {words}; generate them anew")
         return labelled
+    if settings.keep_best < 1:
+        raise errors.InputError("--keep-best: is of generated images; give --generated")
     if settings.data is None:
         raise errors.InputError("--data: is required where there is no --generated; give the labelled images")
     return replace(open_set(settings.data), real_cases=settings.real_cases, size=settings.size, seed=settings.seed)
@@ -182,6 +184,7 @@ def run_comparison(settings, sets, folds):
     arms, labelled = choose_arms(settings.arms, settings.generated, settings.oracle), sets[""]
     with_images = [fold for fold in folds if fold.generated is not None]
     inputs = {f"fold{fold.number}": fold.generated.manifest for fold in with_images} | name_tests(settings)
+    inputs |= {"oracle": settings.oracle}
     save_config(settings.out, settings, inputs, labelled.about.data, labelled.names)
     write_set(settings.out, labelled)
     judged = [keep_best(fold, settings, train_segmenter) for fold in with_images] if settings.keep_best < 1 else []
@@ -191,7 +194,8 @@ def run_comparison(settings, sets, folds):
     for fold in with_images:  # the test images are those that nothing has seen
         unseen = next(filter(None, fold.tests.values()))
         training, unseen = (TrainingImages(cases, settings.size) for cases in (fold.training, unseen))
-        beside_real.append(describe_generated(fold.generated.pairs(), training, unseen))
+        found_here = describe_generated(fold.generated.pairs(), training, unseen)
+        beside_real.append(found_here | {"tissue": "tissue" in fold.generated.lines[0]})
     for test, one in sets.items():
         rows = [row for scores in found for row in scores[test]["rows"]]
         if rows:

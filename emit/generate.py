@@ -96,6 +96,15 @@ def open_tissue(settings, labelled):
     """Return the pictures of --tissue in which nothing is to be found, of the set's organs, as TrainingImages; None: no flag."""
     if settings.tissue is None:
         return None
+    if labelled.hint not in ("hed", "hed+contour"):
+        raise errors.InputError(f"--tissue: gives edges, and the hint is {labelled.hint}; leave it out")
+    for case in labelled.cases:
+        if len(case.prompt.split(", ")) != 3:
+            words = f"needs prompts of modality, organ and finding, and that of {case.id} is {case.prompt!r}"
+            raise errors.InputError(f"--tissue: {words}; leave it out")
+        if case.prompt == name_normal(case.prompt) and case.mask is not None and case.mask.any():
+            words = f"is for lesions, and {case.id}, {case.prompt}, is labelled: its organ would be there twice"
+            raise errors.InputError(f"--tissue: {words}; leave it out")
     wanted = {name_normal(case.prompt) for case in labelled.cases}
     found = [case for case in read_cases(settings.tissue, layout="radimagenet").cases if case.prompt in wanted]
     for missing in sorted(wanted - {case.prompt for case in found}):
@@ -106,9 +115,11 @@ def open_tissue(settings, labelled):
 def plan(cases, settings, tissue=None):
     """List the Job of every image of a fold. tissue: of `open_tissue`."""
     deviations, weight, jobs = read_compat(settings.compat, "emit.generate"), read_weight(settings.phrases), []
+    normal = {}  # {prompt: places in the tissue's cases}
+    for place, other in enumerate(tissue.cases if tissue is not None else ()):
+        normal.setdefault(other.prompt, []).append(place)
     for number, case in enumerate(cases):
-        others = tissue.cases if tissue is not None else ()
-        places = [place for place, other in enumerate(others) if other.prompt == name_normal(case.prompt)]
+        places = normal.get(name_normal(case.prompt), [])
         for index in range(settings.n):
             prompt, phrase = case.prompt, draw_phrase(generator(settings.seed, case.id, index, "phrase"))
             if "gray_sketch" in deviations:
@@ -140,8 +151,11 @@ def make_conditions(model, hed, pictures, tissue, jobs, labelled, settings):
     planes, frames, masks = look(pictures, [job.case for job in jobs])
     if settings.vary:
         draws = [generator(settings.seed, pictures.cases[job.case].id, job.index, "shape") for job in jobs]
-        planes, labels = bend(planes, torch.stack([masks, frames], dim=1), draws, settings.vary)  # labels: (B, 2, S, S)
-        masks, frames = labels[:, 0], labels[:, 1] > 0
+        others = torch.cat(
+            [planes[:, 1:], torch.stack([masks, frames], dim=1)], dim=1
+        )  # (B, 3, S, S); nearest keeps noise as it is
+        edges, others = bend(planes[:, :1], others, draws, settings.vary)
+        planes, masks, frames = torch.cat([edges, others[:, :1]], dim=1), others[:, 1].long(), others[:, 2] > 0
     if tissue is not None:
         other, frames, _ = look(tissue, [job.tissue for job in jobs])
         edges, masks = transplant(planes[:, :1], masks, other[:, :1], frames)
@@ -188,7 +202,8 @@ def generate_fold(model, hed, cases, labelled, settings, weights, folder, tissue
                 name = f"{case.id.replace('/', '_')}_{index:03d}.png"
                 files = to_bytes(grey[row, 0]), masks[row].to(torch.uint8).numpy(), to_bytes(2 * hint[row, 0] - 1)
                 line = {"file": name, "case": case.id, "index": index, "prompt": job.prompt, "seed": job.seed, **shared}
-                line |= {} if tissue is None else {"tissue": tissue.cases[job.tissue].id}
+                if tissue is not None:
+                    line |= {"tissue": tissue.cases[job.tissue].id, "tissue_source": sha256(tissue.cases[job.tissue].path)}
                 line |= {"sha256": save_pictures(folder, name, *files), "source": sources[case.path]}
                 if labelled.hint in OF_EDGES:
                     line["edge_agreement"] = round(agreement[row].item(), 4)
@@ -223,7 +238,8 @@ def main():
     for folder in [run.out / name for run in runs.values() for name in files]:
         if not settings.resume and read_manifest(folder):
             raise errors.InputError(f"{folder}: already holds images; go on with --resume or choose another folder")
-    names = [*labelled.names, *(case.id for case in (tissue.cases if tissue else ()))]
+    hashes = [content_hash(case.image) for case in (tissue.cases if tissue else ())]
+    names = [*labelled.names, *map(str, hashes)]
     for run in runs.values():
         save_config(run.out, run, {"model": settings.model, "hed": settings.hed, **files}, labelled.about.data, names)
         write_set(run.out, labelled)
@@ -234,7 +250,7 @@ def main():
         ancestry = join(map(open_ledger, paths.values(), [*headers, hed_header]))
         weights, cases = {part: sha256(path) for part, path in paths.items()}, labelled.training(fold)
         if tissue is not None:
-            ancestry = ancestry.add("tissue", np.array([content_hash(case.image) for case in tissue.cases], np.uint64))
+            ancestry = ancestry.add("tissue", np.array(hashes, np.uint64))
         for run in runs.values():
             ancestry.write(run.out)
             write_json(run.out / name / "ledger.json", ancestry.header)

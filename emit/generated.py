@@ -95,11 +95,16 @@ class Generated:
         pictures = self.pictures([numbers[int(draw * len(numbers))] for numbers, draw in chosen])  # (B, 2, S, S)
         return pictures[:, :1], pictures[:, 1].long()
 
-    def keep(self, scores, share: float) -> list[int]:
-        """Use `share` of the images from now on, those with the highest scores, and of each case the best; return which."""
-        best = {max(numbers, key=lambda number: scores[number]) for numbers in self.by_case.values()}
-        high = np.asarray(scores) >= np.quantile(scores, 1 - share)
-        self._use([number for number in self.numbers if high[number] or number in best])
+    def keep(self, scores, empty, share: float) -> list[int]:
+        """Use `share` of the images from now on, those with the highest scores, and of each case the best; return which.
+
+        empty: whether an image's label is; these are ranked apart, since to find nothing is easy. Of equals the first.
+        """
+        kept = {max(numbers, key=lambda number: scores[number]) for numbers in self.by_case.values()}
+        for kind in (False, True):
+            ranked = sorted((number for number in self.numbers if empty[number] == kind), key=lambda number: -scores[number])
+            kept.update(ranked[: round(share * len(ranked))])
+        self._use(sorted(kept))
         return self.numbers
 
     def _use(self, numbers):

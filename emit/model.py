@@ -103,8 +103,9 @@ def hed_side(header: dict, size: int) -> int:
 def find_edges(hed: nn.Module, image: Tensor, side: int | None = None, size: int | None = None) -> Tensor:
     """Run HED on grey images (B, 1, H, W) in [-1, 1]: edge probability (B, 1, H, W), on the images' device.
 
-    HED sees no frame: it runs on what lies inside of the pixels that are nan, and the edge of these is 0. side: the longer
-    side that HED sees, None: the image's own. size: the edges are made (B, 1, size, size) at the end, None: they are not.
+    HED sees no frame: it runs on the box inside of the pixels that are nan, where the edge is 0; a nan within the box (of a
+    tilted frame) is black to it. side: the longer side that HED sees, None: the image's own. size: the edges are made
+    (B, 1, size, size) at the end, None: they are not.
     """
     device, edges, boxes = next(hed.parameters()).device, torch.zeros_like(image), {}
     for row, inside in enumerate(~image[:, 0].isnan()):
@@ -112,11 +113,12 @@ def find_edges(hed: nn.Module, image: Tensor, side: int | None = None, size: int
             places = inside.nonzero()  # (N, 2)
             boxes.setdefault((*places.amin(0).tolist(), *(places.amax(0) + 1).tolist()), []).append(row)
     for (top, left, bottom, right), rows in boxes.items():  # images with the same frame go together
-        picture = image[rows, :, top:bottom, left:right]
+        picture = image[rows, :, top:bottom, left:right].nan_to_num(-1.0)
         scale = side / max(picture.shape[-2:]) if side else 1
         seen = resize(picture, [max(16, round(scale * length)) for length in picture.shape[-2:]])  # HED's least
         edge = hed(seen.expand(-1, 3, -1, -1).to(device)).float().to(image.device)  # (B, 3, h, w) -> (B, 1, h, w)
         edges[rows, :, top:bottom, left:right] = resize(edge, picture.shape[-2:])
+    edges = edges.masked_fill(image.isnan(), 0.0)
     return edges if size is None else fit(edges, size, LINEAR, 0.0)
 
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from emit.data.cache import TrainingImages
 from emit.data.cases import read_cases
 from emit.data.images import decode
 from emit.data.phantom import write_busi, write_phantoms
+from emit.dataset import open_set
 from emit.errors import InputError
 from emit.ledger import Ledger, join
 from emit.ledger import read as read_ledger
@@ -97,6 +99,25 @@ def test_every_image_has_its_own_shape_in_another_pictures_tissue(folder, monkey
     assert {(line["tissue"], "tissue") for line in lines} <= {*seen}
     with pytest.raises(InputError, match=r"^pre: "):
         call(monkeypatch, generate, *MODEL, "--finetuned", "fine", "--out", "none", "--tissue", "pre")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hint": "mask"}, "gives edges, and the hint is mask"),
+        ({"prompt": "US, breast"}, "needs prompts of modality, organ and finding"),
+        ({"prompt": "US, breast, normal"}, "is for lesions, and benign/benign .1., US, breast, normal, is labelled"),
+        ({"prompt": "US, thyroid, benign"}, "holds no picture of US, thyroid, normal"),
+    ],
+)
+def test_tissue_that_would_lie_is_refused(folder, change, message):
+    labelled = open_set(folder / "fine")
+    prompt = change.pop("prompt", None)
+    cases = [replace(case, prompt=prompt or case.prompt) for case in labelled.cases]
+    settings = SimpleNamespace(tissue=folder / "phantoms" / "radiology_ai")
+    assert generate.open_tissue(settings, labelled).cases
+    with pytest.raises(InputError, match=f"^--tissue: .*{message}"):
+        generate.open_tissue(settings, replace(labelled, cases=cases, **change))
 
 
 def test_the_judge_says_what_it_left_out(folder):

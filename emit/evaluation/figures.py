@@ -145,18 +145,18 @@ def save_sweep(path, xs, means, errors, label: str, stamp: str = "") -> None:
 
 
 def save_generated(path, columns, stamp: str = "") -> None:
-    """Save generated images below their case: a column per case, with the label's outline on real and generated images.
+    """Save generated images below their case: a column per case, each image with its own label's outline.
 
-    columns: dicts of prompt; edge (S, S) in [0, 1]; mask (S, S); original (S, S) and samples, a list of it, in [-1, 1].
+    columns: dicts of prompt; edge (S, S) in [0, 1]; original, (image (S, S) in [-1, 1], mask (S, S)), and samples, a list of it.
     """
     labels = "original", "edge", *(f"sample {i}" for i in range(max(len(column["samples"]) for column in columns)))
     size = 1.05 * len(columns) + 0.4, 1.05 * len(labels) + 0.4
     with _draw(path, len(labels), len(columns), size, stamp, bare=True) as (_, axes):
         for line, column in zip(axes.T, columns, strict=True):
             _show(line[1], column["edge"], low=0)
-            for axis, image in zip((line[0], *line[2:]), (column["original"], *column["samples"]), strict=False):
+            for axis, (image, mask) in zip((line[0], *line[2:]), (column["original"], *column["samples"]), strict=False):
                 _show(axis, image)
-                _outline(axis, column["mask"], TRUTH)
+                _outline(axis, mask, TRUTH)
             line[0].set_title(fill(column["prompt"], 22), fontsize=6)
         for axis, label in zip(axes[:, 0], labels, strict=True):
             _label_row(axis, label)

@@ -71,7 +71,7 @@ def open_folds(settings, sets) -> list[Fold]:
             generated = Generated(settings.generated / f"fold{number}", settings.n)
             generated.ledger.refuse(tests[""], generated.folder)
         if oracle is not None:
-            oracle.ledger.refuse(tests[""], settings.oracle)
+            oracle.ledger.refuse([*training, *validation, *tests[""]], settings.oracle)
         if "select_on_test" in settings.deviations:
             validation = tests[""]
         folds.append(Fold(number, labelled, training, validation, tests, generated, oracle))

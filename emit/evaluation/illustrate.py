@@ -22,7 +22,8 @@ CAPTIONS = {
     "Boxes: quartiles; whiskers: the farthest case within 1.5 times their distance.",
     "Contours": "Cases at the 10th, 50th and 90th percentile of the baseline's Dice, first fold and seed, among those with a "
     f"target; of a volume, the slice with the largest target and the Dice of the whole volume. {SHOWN}",
-    "Generated images": f"Fold 0, cases evenly spaced in the manifest, the first {SAMPLES} samples of each. Yellow: the label.",
+    "Generated images": f"Fold 0, cases evenly spaced in the manifest, the first {SAMPLES} samples of each, used or not; the edge "
+    "is the first's. Yellow: each image's own label.",
     "Learning curves": f"Mean over folds and seeds; the band is their range. {SHOWN}",
 }
 
@@ -88,13 +89,13 @@ def collect_generated(folder, cases) -> list[dict]:
     names = list(by_case)
     for place in np.linspace(0, len(names) - 1, min(COLUMNS, len(names))).astype(int):
         lines = sorted(by_case[names[place]], key=lambda line: line["index"])[:SAMPLES]
-        edge, mask = (decode(folder / kind / lines[0]["file"]) for kind in ("edges", "masks"))
+        images, masks = ([decode(folder / kind / line["file"]) for line in lines] for kind in ("images", "masks"))
         prompt = lines[0]["prompt"]  # a text, or pairs of weight and text
         prompt = prompt if isinstance(prompt, str) else " + ".join(f"{weight:g} {text}" for weight, text in prompt)
-        column = {"prompt": prompt, "edge": edge / 255, "mask": mask}
-        column["original"] = TrainingImages([cases[names[place]]], lines[0]["size"]).image([0])[0, 0].numpy()
-        column["samples"] = [decode(folder / "images" / line["file"]) / 127.5 - 1 for line in lines]
-        columns.append(column)
+        original, label = TrainingImages([cases[names[place]]], lines[0]["size"]).read([0])
+        column = {"prompt": prompt, "edge": decode(folder / "edges" / lines[0]["file"]) / 255}
+        pairs = [(image / 127.5 - 1, mask) for image, mask in zip(images, masks, strict=True)]
+        columns.append(column | {"original": (original[0, 0].numpy(), label[0].numpy()), "samples": pairs})
     return columns
 
 

@@ -6,20 +6,30 @@ import numpy as np
 
 from emit.arms import ARMS
 from emit.data.cache import TrainingImages
+from emit.errors import InputError
 from emit.evaluation.illustrate import run_folder
-from emit.evaluation.scoring import find_labels, mean_dice
+from emit.evaluation.metrics import score_overlap
+from emit.evaluation.scoring import find_labels
 from emit.seeds import seed_from
 
 JUDGE = ARMS["nnunet"]  # [choice] few cases need the strongest classical stack
+
+
+def score_label(found, label) -> float:
+    """Return the Dice of two label maps, mean over the classes in either; 1 where both are empty."""
+    classes = np.setdiff1d(np.union1d(found, label), 0)
+    return float(np.mean([score_overlap(found == k, label == k)["dice"] for k in classes])) if len(classes) else 1.0
 
 
 def keep_best(fold, settings, train) -> str:
     """Leave out the generated images whose label is found worst, and say what that changed.
 
     Cross-fitted within the fold's training part: two segmenters learn half of its groups each, and an image is judged by the
-    one that did not learn its case. Score: Dice of finding and label, mean over classes. train: `train_seg.train_segmenter`.
+    one that did not learn its case, by `score_label`. train: `train_seg.train_segmenter`.
     """
-    groups, classes = sorted({case.group for case in fold.training}), len(fold.labelled.classes)
+    groups = sorted({case.group for case in fold.training})
+    if len(groups) < 2:
+        raise InputError(f"--keep-best: fold {fold.number} has one group of training cases, so no others to judge by; leave it out")
     halves = [[case for case in fold.training if case.group in groups[half::2]] for half in (0, 1)]
     pairs, scores, real = list(fold.generated.pairs()), {}, []
     for half, learned in enumerate(halves):
@@ -30,17 +40,17 @@ def keep_best(fold, settings, train) -> str:
         others = TrainingImages(halves[1 - half], settings.size)
         for number in range(len(others)):
             image, mask = others.read([number])
-            real.append(mean_dice(find_labels(network, image), mask[0].numpy(), classes))
+            real.append(score_label(find_labels(network, image), mask[0].numpy()))
         unseen = {case.id for case in others.cases}
         for number, (case, image, mask) in enumerate(pairs):
             if case in unseen:
-                scores[number] = mean_dice(find_labels(network, image), mask, classes)
+                scores[number] = score_label(find_labels(network, image), mask)
     found, areas = np.array([scores[number] for number in range(len(pairs))]), np.array([(mask > 0).mean() for *_, mask in pairs])
-    kept = fold.generated.keep(found, settings.keep_best)
+    kept = fold.generated.keep(found, areas == 0, settings.keep_best)
     parts = [f"{found[part].mean():.2f}, {(areas[part] == 0).mean():.0%} without a label, labelled area {areas[part].mean():.1%}"
              for part in (slice(None), kept)]  # fmt: skip
     return (
         f"Judged, fold {fold.number}: {len(kept)} of {len(pairs)} generated images are used, those in which segmenters of other "
-        f"real cases find the label best. All: Dice {parts[0]}. Used: Dice {parts[1]}. Real images of the same cases: Dice "
-        f"{np.mean(real):.2f}."
+        f"real cases find the label best, images without a label ranked apart. All: Dice {parts[0]}. Used: Dice {parts[1]}. "
+        f"Real images of the same cases: Dice {np.mean(real):.2f}."
     )

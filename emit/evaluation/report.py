@@ -122,8 +122,9 @@ def describe_beside_real(folds) -> list[str]:
     return [
         f"Copies, fold {fold}: the nearest training image correlates with {found['images']} generated images at "
         f"{found['correlation']:.2f} in the median and {found['highest']:.2f} at most, with unseen real ones at "
-        f"{found['held_out']:.2f}; it is the image's own source, whose edges it follows, for {found['own_source']:.0%}; "
+        f"{found['held_out']:.2f}; it is the image's own source for {found['own_source']:.0%}; "
         f"{found['flagged']} are nearer than 99 % of the unseen. Finest octave: {found['texture']:.2f} of the real images' power."
+        + (" The pictures of --tissue, whose edges and texture it may have, are not compared." if found["tissue"] else "")
         + (f" Diversity within a case {found['diversity']:.2f}." if found["diversity"] is not None else "")
         for fold, found in enumerate(folds)
     ]

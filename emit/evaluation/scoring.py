@@ -39,12 +39,8 @@ def validate(network, pictures) -> float:
         found.setdefault(case.volume or case.id, []).append((find_labels(network, image), mask[0].numpy()))
     network.train()
     pairs = [map(np.stack, zip(*slices, strict=True)) for slices in found.values()]
-    return float(np.mean([mean_dice(labels, target, network.config.classes) for labels, target in pairs]))
-
-
-def mean_dice(labels, target, classes: int) -> float:
-    """Return the mean Dice of the foreground classes 1..classes-1; labels, target: whole numbers of one shape."""
-    return float(np.mean([score_overlap(labels == k, target == k)["dice"] for k in range(1, classes)]))
+    classes = range(1, network.config.classes)
+    return float(np.mean([score_overlap(a == k, b == k)["dice"] for a, b in pairs for k in classes]))
 
 
 def predict(network, cases, size: int) -> dict[str, tuple]:

@@ -131,11 +131,13 @@ def share_headroom(table, arm, reference, oracle, groups) -> dict:
     def excess(s):
         return LEVEL - infer(gain - s * headroom, groups)["p"]
 
-    interval = "no interval, as the headroom is not detectable"
+    words = f"{arm} has no headroom to reach a share of: {oracle} adds nothing detectable to {reference}."
     if means[1] > 0 and excess(share - far) > 0 and excess(share + far) > 0:
         low, high = optimize.brentq(excess, share - far, share), optimize.brentq(excess, share, share + far)
-        interval = f"{100 * (1 - LEVEL):g} % interval {low:.2f} to {high:.2f}"
-    words = f"{arm} reaches {share:.2f} of the headroom, which is what fresh real images add to {reference} ({interval})."
+        words = (
+            f"{arm} reaches {share:.2f} of the headroom, which is what fresh real images add to {reference} "
+            f"({100 * (1 - LEVEL):g} % interval {low:.2f} to {high:.2f})."
+        )
     return {"arm": arm, "reference": reference, "oracle": oracle, "share": share, "low": low, "high": high, "sentence": words}
 
 
@@ -152,7 +154,7 @@ def conclude(c) -> str:
     """Write the verdict and the numbers it rests on as one sentence. c: of `compare_arms`."""
     numbers = [
         f"mean difference in Dice {c['difference']:+.4f}",
-        f"{100 * (1 - LEVEL):g} % interval {c['low']:+.4f} to {c['high']:+.4f}",
+        f"uncorrected {100 * (1 - LEVEL):g} % interval {c['low']:+.4f} to {c['high']:+.4f}",
         f"Holm-corrected p {c['p_adjusted']:.2g}",
         f"{c['cases']} cases" + (f" in {c['units']} groups" if c["units"] < c["cases"] else ""),
         f"folds x seeds {c['folds']} x {c['seeds']}",

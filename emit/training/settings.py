@@ -219,7 +219,9 @@ def save_config(run_folder, settings, inputs, data, names):
         before = read_json(path, "settings", "inputs")
         may_change = {f.name for f in fields(settings) if f.metadata["may_change"]}
         for name in [name for name in values if name not in may_change]:
-            old, new = before["settings"].get(name, values[name]), values[name]
+            if name not in before["settings"]:
+                raise InputError(f"{path}: is of an earlier version, without {flag_of(name)}; choose another folder")
+            old, new = before["settings"][name], values[name]
             moved = isinstance(getattr(settings, name, None), Path) and old is not None
             if old != new and not moved:
                 remedy = "resume with the first run's settings or choose another folder"

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from emit.data.cases import Case
-from emit.evaluation.judge import keep_best
+from emit.errors import InputError
+from emit.evaluation.judge import keep_best, score_label
 
 CASES = [
     Case(f"c{i}", f"group {i // 2}", "", "", "", lambda path: (np.ones((4, 4), np.float32), np.ones((4, 4)))) for i in range(8)
@@ -36,8 +37,9 @@ class Images:
         levels = [(case.id, i / 10) for i, case in enumerate(CASES)] + [("c7", -1.0)]
         return [(name, torch.full((1, 1, 4, 4), level), np.ones((4, 4), np.uint8)) for name, level in levels]
 
-    def keep(self, scores, share):
+    def keep(self, scores, empty, share):
         self.scores, self.share = scores, share
+        assert not empty.any()
         return [number for number, score in enumerate(scores) if score > 0]
 
 
@@ -68,3 +70,17 @@ def test_no_image_is_judged_by_who_learned_its_case(judged, monkeypatch):
     assert fold.generated.scores.tolist() == [0, 0, 1, 1, 0, 0, 1, 1, 0] and fold.generated.share == 0.7
     assert "4 of 9 generated images" in sentence and "All: Dice 0.44" in sentence and "Used: Dice 1.00" in sentence
     assert "labelled area 100.0%" in sentence and "Real images of the same cases: Dice 1.00" in sentence
+
+
+def test_a_class_that_is_nowhere_does_not_count():
+    label = np.array([[1, 1], [0, 0]])
+    assert score_label(label, label) == 1 == score_label(0 * label, 0 * label)
+    assert score_label(0 * label, label) == 0 and score_label(2 * label, label) == 0  # one missed; and one instead of it
+    assert score_label(np.array([[1, 1], [2, 2]]), label) == 0.5 and score_label(np.array([[1, 0], [0, 0]]), label) == 2 / 3
+
+
+def test_one_group_cannot_be_judged(judged):
+    fold, settings, train, _ = judged
+    fold.training = CASES[:2]
+    with pytest.raises(InputError, match="--keep-best: fold 3 has one group"):
+        keep_best(fold, settings, train)
