@@ -54,7 +54,7 @@ def sweep(path, stamp=""):
 
 def generated(path, stamp="", prompt="US, breast, malignant mass with posterior shadow, low contrast"):
     noise = np.random.default_rng(0).uniform(-1, 1, (64, 64))
-    column = {"original": noise, "edge": np.abs(noise), "mask": disc(64), "samples": [noise] * 3, "prompt": prompt}
+    column = {"original": (noise, disc(64)), "edge": np.abs(noise), "samples": [(noise, disc(64))] * 3, "prompt": prompt}
     figures.save_generated(path, [column] * 6, stamp)
 
 

@@ -331,8 +331,9 @@ def test_fidelity_and_nearness_to_training_images_are_reported(tmp_path):
         "flagged": 3,
         "own_source": 2 / 3,
         "texture": 0.875,
+        "tissue": False,
     }
-    beside_real = [beside | {"diversity": 0.125}, beside | {"diversity": None}]
+    beside_real = [beside | {"diversity": 0.125}, beside | {"diversity": None, "tissue": True}]
     summary, page = write(tmp_path, rows_of({"baseline": 0.0}), None, fidelity, beside_real)
     assert "in 2 generated images with Dice 0.500 ± 0.289." in page  # sqrt(4 * 0.25^2 / 3) = 0.289
     first, second = summary["beside_real"]["sentences"]
@@ -342,7 +343,7 @@ def test_fidelity_and_nearness_to_training_images_are_reported(tmp_path):
         and "Diversity within a case 0.12" in first
         and "Diversity" not in second
     )
-    assert "for 67%; 3 are nearer" in second and "Copies, fold 1" in page
+    assert "--tissue" in second and "--tissue" not in first and "for 67%; 3 are nearer" in second and "Copies, fold 1" in page
 
 
 def test_classes_are_averaged_per_case(tmp_path):

@@ -207,7 +207,7 @@ def test_a_headroom_that_is_not_there_has_no_interval(shift, scale):
     table = {"baseline": zero, "ours": rng.normal(size=(1, 1, 40)), "oracle": oracle}
     found = share_headroom(table, "ours", "baseline", "oracle", range(40))
     assert np.isfinite(found["share"]) == (scale > 0) and (found["low"], found["high"]) == (-np.inf, np.inf)
-    assert "no interval, as the headroom is not detectable" in found["sentence"]
+    assert found["sentence"] == "ours has no headroom to reach a share of: oracle adds nothing detectable to baseline."
 
 
 @pytest.mark.slow
