@@ -129,7 +129,7 @@ def to_grey(image: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are drawn. Defaults: the authors' DDIM 20, eta 0, control strength 1; guidance is [choice], see docs/paper.md.
+    """How images are drawn. Defaults: the authors' DDIM 20, eta 0, control strength 1; guidance is [choice], see docs/findings.md.
 
     guided: what the unconditional half does without, and guidance so makes stronger: "text", as in the authors' code, or
     "text+hint", as in the guess mode of ControlNet's own code.

@@ -3,7 +3,7 @@
 L = |x - x_hat| + s lambda L_adv + w KL
 
 L1 alone finds the median of all pictures that a latent may stand for, and the median of speckle is grey. Departure: no
-perceptual distance. That of HED's features, which are all there is offline, did not help (docs/paper.md).
+perceptual distance. That of HED's features, which are all there is offline, did not help (docs/findings.md).
 """
 
 from itertools import pairwise
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LARGEST = 0.02  # [choice] most that a score may weigh beside L1, see docs/paper.md
+LARGEST = 0.02  # [choice] most that a score may weigh beside L1, see docs/findings.md
 
 
 class Discriminator(nn.Module):
