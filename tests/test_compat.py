@@ -47,20 +47,20 @@ def test_one_flag_with_all_six_names_serves_both_programs():
 
 
 def test_every_image_has_a_seed_of_its_own_but_with_one_seed():
-    seeds = [seed for *_, seed in list_jobs()]
+    seeds = [job.seed for job in list_jobs()]
     assert len(set(seeds)) == 8
-    shared = [seed for *_, seed in list_jobs(("one_seed",))]
+    shared = [job.seed for job in list_jobs(("one_seed",))]
     assert shared[:4] == shared[4:] and len(set(shared)) == 4
     assert list_jobs(n=2)[:2] == list_jobs()[:2]  # more images leave the first as they are
 
 
 def test_texts_are_the_prompt_unless_asked():
-    assert [prompt for _, _, prompt, _ in list_jobs()] == [CASES[0].prompt] * 4 + [CASES[1].prompt] * 4
-    with_words = [prompt for _, _, prompt, _ in list_jobs(phrases="words")]
+    assert [job.prompt for job in list_jobs()] == [CASES[0].prompt] * 4 + [CASES[1].prompt] * 4
+    with_words = [job.prompt for job in list_jobs(phrases="words")]
     phrases = [text.removeprefix(f"{CASES[i // 4].prompt}, ") for i, text in enumerate(with_words)]
     assert set(phrases) <= set(APPEARANCE_PHRASES) and len(set(phrases)) > 1
     assert add_phrase("", "darker") == "darker"
-    mixed = [prompt for _, _, prompt, _ in list_jobs(phrases="0.25")]
+    mixed = [job.prompt for job in list_jobs(phrases="0.25")]
     assert mixed[5] == ((0.75, CASES[1].prompt), (0.25, phrases[5]))
 
 
@@ -71,7 +71,7 @@ def test_phrases_that_make_no_sense_are_refused(phrases):
 
 
 def test_gray_sketch_has_the_published_weights():
-    (_, _, mixture, _), *_ = list_jobs(("gray_sketch",))
+    mixture = list_jobs(("gray_sketch",))[0].prompt
     phrase = draw_phrase(generator(3, "benign", 0, "phrase"))
     assert mixture == gray_sketch("US, breast, benign", phrase)
     assert [weight for weight, _ in mixture] == [0.045, 0.005, 0.95]
