@@ -86,7 +86,9 @@ class SamplingSettings(Limited):
         None, "[choice] trailing, from the noisiest t; [SD 1.5] plms: leading, euler: linspace", help="kept timesteps"
     )
     guidance: float = setting(2.0, "[choice] see docs/findings.md; [authors' code]: 9", paper=9.0, help="guidance weight")
-    guided: Literal["text", "text+hint"] = setting("text+hint", "[choice] docs/findings.md", paper="text", help="what guidance drives")
+    guided: Literal["text", "text+hint"] = setting(
+        "text+hint", "[choice] docs/findings.md", paper="text", help="what guidance drives"
+    )
     strength: float = setting(1.0, "[authors' code]", help="control strength")
     guess_mode: Literal["original", "diffusers"] | None = setting(None, "[authors' code]", help="falling control scales")
     negative: str = setting("", "[choice] no natural-image words", help="text of the unconditional half")
