@@ -38,10 +38,10 @@ def commands(root):
     states = ["--save-every", 2, "--warmup", 1, "--steps", 4, "--batch", 4]
     shared = [*states, "--ema", 0.9, "--caption-dropout", 0.5, "--accumulate", 2]
     parts = [f"--{part}-{name}=4" for part in ("vae", "hed", "unet") for name in ("steps", "batch")]
-    pre = ["--data", data / "radiology_ai", "--boundaries", data / "boundaries", "--size", 32, "--sample-every", 3]
+    pre = ["--data", data / "radiology_ai", "--boundaries", data / "boundaries", "--size", 32, "--sample-every", 3, "--sharp", 0.5]
     fine = ["--data", root / "set", "--size", 32, *model, "--probe-every", 2]
-    made = [*model, "--finetuned", root / "fine", "--n", 1, "--steps", 2, "--batch", 2]
-    seg = ["--generated", root / "made", "--arms", "baseline,ours", *states, "--select-every", 2]
+    made = [*model, "--finetuned", root / "fine", "--n", 1, "--steps", 2, "--batch", 2, "--tissue", data / "radiology_ai"]
+    seg = ["--generated", root / "made", "--arms", "baseline,ours", "--keep-best", 0.7, *states, "--select-every", 2]
     words = {"pre": [*pre, *parts, *shared], "fine": [*fine, *shared], "made": made, "seg": seg}
     words["set"] = ["--data", data / "BUSI", "--folds", 2]
     return {name: [*map(str, given), "--out", str(root / name)] for name, given in words.items()}
@@ -131,7 +131,7 @@ class Programs:
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["harness", "train_pretrain", "train_finetune", "train_seg"])
         self.writes, self.seconds = {}, {}
-        write_phantoms(self.root / "phantoms", size=32, pretrain=8, busi=8, patients=0)
+        write_phantoms(self.root / "phantoms", size=32, pretrain=13, busi=8, patients=0)
         assert self.run("set") == 0, self.said()  # starts the server too
         for name in SCRIPTS:
             started = time.perf_counter()
