@@ -14,7 +14,7 @@ from pathlib import Path
 from emit import errors
 from emit.data.phantom import write_phantoms
 
-ARMS = "baseline,deepstack,ours,ours+deepstack,mixed,mixed+deepstack,oracle mixed+deepstack"  # a minute each
+ARMS = "baseline,deepstack,ours,ours+deepstack,mixed,mixed+deepstack,oracle mixed+deepstack"  # patches, whole images
 
 
 def commands(folder):

@@ -151,10 +151,8 @@ def make_conditions(model, hed, pictures, tissue, jobs, labelled, settings):
     planes, frames, masks = look(pictures, [job.case for job in jobs])
     if settings.vary:
         draws = [generator(settings.seed, pictures.cases[job.case].id, job.index, "shape") for job in jobs]
-        others = torch.cat(
-            [planes[:, 1:], torch.stack([masks, frames], dim=1)], dim=1
-        )  # (B, 3, S, S); nearest keeps noise as it is
-        edges, others = bend(planes[:, :1], others, draws, settings.vary)
+        others = torch.cat([planes[:, 1:], torch.stack([masks, frames], dim=1)], dim=1)  # texture, mask, frame: (B, 3, S, S)
+        edges, others = bend(planes[:, :1], others, draws, settings.vary)  # nearest keeps noise as it is
         planes, masks, frames = torch.cat([edges, others[:, :1]], dim=1), others[:, 1].long(), others[:, 2] > 0
     if tissue is not None:
         other, frames, _ = look(tissue, [job.tissue for job in jobs])
@@ -173,7 +171,7 @@ def generate_fold(model, hed, cases, labelled, settings, weights, folder, tissue
     shared = {name: getattr(labelled, name) for name in ("size", "hint", "hed_size", "classes")} | {"reading": reading}
     shared |= {"sampling": asdict(sampling), "negative": settings.negative, "precision": settings.precision}
     shared |= {"weights": weights, "compat": read_compat(settings.compat, "emit.generate"), "synthetic": True}
-    shared |= {"vary": settings.vary, "texture": settings.texture, "generator": settings.seed}
+    shared |= {"vary": settings.vary, "texture": settings.texture, "run_seed": settings.seed}
     sources = {path: sha256(path) for path in {case.path for case in cases}}
     jobs = plan(cases, settings, tissue)
     chunks = [jobs[start : start + settings.batch] for start in range(0, len(jobs), settings.batch)]
