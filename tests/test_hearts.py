@@ -425,14 +425,14 @@ def test_case_and_index_alone_decide_a_shape_and_texture_moves_with_it(condition
 
 
 def test_tissue_gives_its_edges_and_texture_and_takes_the_lesion(conditions):
-    wide = Case("wide", "wide", "", "", "", lambda path: (np.full((SIZE // 2, SIZE), 0.2, np.float32), None))
+    wide = Case("wide", "wide", "", "", "", lambda path: (np.full((SIZE // 4, SIZE), 0.2, np.float32), None))
     tissue = TrainingImages([CASES[0], wide], SIZE, SIZE)  # letterboxed: a frame above and below
     hint, masks, frames, texture = conditions([(3, 0)], tissue, vary=0.0)
-    assert frames[0, :4].all() and frames[0, 12:].all() and not frames[0, 4:12].any()
+    assert frames[0, :6].all() and frames[0, 10:].all() and not frames[0, 6:10].any()
     own = TrainingImages(CASES, SIZE).read([3])[1]
-    assert torch.equal(masks[0, 4:12], own[0, 4:12]) and not masks[0][frames[0]].any()
-    assert torch.allclose(hint[0, 0, 4:12, 0], torch.full((8,), 0.6)) and torch.allclose(
-        texture[0, 0, 4:12], torch.full((8, 16), 0.1)
+    assert torch.equal(masks[0, 6:10], own[0, 6:10]) and own[0][frames[0]].any() and not masks[0][frames[0]].any()
+    assert torch.allclose(hint[0, 0, 6:10, 0], torch.full((4,), 0.6)) and torch.allclose(
+        texture[0, 0, 6:10], torch.full((4, 16), 0.1)
     )
     assert torch.allclose(hint[0, 0][masks[0] > 0], torch.tensor((level_of(3) + 1) / 2))
 
