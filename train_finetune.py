@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from emit import errors
+from emit.claims import claim, share
 from emit.data.cache import Memo, TrainingImages
 from emit.data.edges import make_hint
 from emit.data.geometry import random_warp
@@ -117,21 +118,29 @@ def main():
     check_size(settings.size, model.sizes)
     model.to(device), hed.to(device)
     start = {name: value.clone() for name, value in model.controlnet.state_dict().items()}
-    save_config(settings.out, settings, files, labelled.about.data, labelled.names)
-    if distributed.rank() == 0:
-        write_set(settings.out, labelled)
-        if not settings.resume:
-            check_room(settings.out, room_needed([model.controlnet] * len(folds), [model.controlnet] * len(folds)))
-    for fold in folds:
-        model.controlnet.load_state_dict(start)
-        folder = settings.out / f"fold{fold}"
-        pictures, hints, losses = train_fold(model, hed, labelled.training(fold), labelled.classes, settings, folder)
-        seen = ancestry.add(f"fine-tuning, fold {fold}", pictures.hashes)
+    with claim(settings.out, wait=True):
+        save_config(settings.out, settings, files, labelled.about.data, labelled.names)
         if distributed.rank() == 0:
-            seen.write(settings.out)
-            model.save(folder / "controlnet.safetensors", seen.header | {"losses": losses}, ["controlnet"])
-            print(f"{folder}: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
-            save_samples(model, pictures, hints, folder / "samples.png", settings.seed, text_alone=0)
+            write_set(settings.out, labelled)
+            if not settings.resume:
+                check_room(settings.out, room_needed([model.controlnet] * len(folds), [model.controlnet] * len(folds)))
+
+    settings = replace(settings, resume=True)  # another process may have begun a fold by the time this one comes to it
+
+    def tune(fold):
+        folder = settings.out / f"fold{fold}"
+        with claim(folder):
+            model.controlnet.load_state_dict(start)
+            pictures, hints, losses = train_fold(model, hed, labelled.training(fold), labelled.classes, settings, folder)
+            seen = ancestry.add(f"fine-tuning, fold {fold}", pictures.hashes)
+            if distributed.rank() == 0:
+                with claim(settings.out, wait=True):
+                    seen.write(settings.out)
+                model.save(folder / "controlnet.safetensors", seen.header | {"losses": losses}, ["controlnet"])
+                print(f"{folder}: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
+                save_samples(model, pictures, hints, folder / "samples.png", settings.seed, text_alone=0)
+
+    share(folds, tune)
     distributed.stop()
 
 

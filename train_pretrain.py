@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from emit import checkpoints, errors
+from emit.claims import claim
 from emit.data.cache import Memo, TrainingImages
 from emit.data.cases import read_cases
 from emit.data.edges import make_hint
@@ -172,9 +173,8 @@ def train_diffusion(model, part, pictures, latents, hints, settings):
     run.finish()
 
 
-def main():
+def pretrain(settings):
     """Train what is not given, then write the model, HED and sample grids; under torchrun rank 0 alone writes."""
-    settings = parse(Settings)
     device = distributed.start(settings.device)
     parts = choose_parts(settings)
     cases = read_cases(settings.data, layout="radimagenet").cases
@@ -216,6 +216,13 @@ def main():
         model.save(settings.out / "model.safetensors", seen.header)
         save_samples(model, pictures, hints, settings.out / "samples" / "final.png", settings.seed)
     distributed.stop()
+
+
+def main():
+    """Pre-train in a folder in which no other process does."""
+    settings = parse(Settings)
+    with claim(settings.out):
+        pretrain(settings)
 
 
 if __name__ == "__main__":

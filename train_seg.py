@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from emit import errors
 from emit.arms import ARMS, choose_arms
 from emit.checkpoints.writer import save
+from emit.claims import claim, share
 from emit.compat import DEVIATIONS, foreign, read_compat
 from emit.data.augment import augment, merge
 from emit.data.cache import TrainingImages
@@ -151,7 +152,8 @@ def train_segmenter(arm, fold, settings, folder, seed):
         validation.read([number])
     ledger = Ledger().add(f"segmentation, fold {fold.number}", torch.cat([training.hashes, validation.hashes]))
     ledger = join([ledger, source.ledger]) if arm.source else ledger
-    ledger.write(folder.parent)
+    with claim(folder.parent, wait=True):
+        ledger.write(folder.parent)
     save(selected, network.state_dict(), header | ledger.header)
     return network.eval()
 
@@ -159,7 +161,7 @@ def train_segmenter(arm, fold, settings, folder, seed):
 def run_arm(name, fold, seed, settings):
     """Train and score one segmenter; return, for every test set, {"rows": of its scores, "fidelity": of the generated images}."""
     folders = {test: run_folder(settings.out / test, name, fold.number, seed) for test in fold.tests}
-    if settings.resume and all((folder / "scores.json").exists() for folder in folders.values()):
+    if all((folder / "scores.json").exists() for folder in folders.values()):
         return {test: read_json(folder / "scores.json", "rows", "fidelity") for test, folder in folders.items()}
     number = seed_from(settings.seed, "segmenter", fold.number, seed)  # the same weights and order in every arm
     network = train_segmenter(ARMS[name], fold, settings, folders[""], number)
@@ -185,10 +187,19 @@ def run_comparison(settings, sets, folds):
     with_images = [fold for fold in folds if fold.generated is not None]
     inputs = {f"fold{fold.number}": fold.generated.manifest for fold in with_images} | name_tests(settings)
     inputs |= {"oracle": settings.oracle}
-    save_config(settings.out, settings, inputs, labelled.about.data, labelled.names)
-    write_set(settings.out, labelled)
-    judged = [keep_best(fold, settings, train_segmenter) for fold in with_images] if settings.keep_best < 1 else []
-    found = [run_arm(name, fold, seed, settings) for fold in folds for seed in range(settings.seeds) for name in arms]
+    with claim(settings.out, wait=True):
+        save_config(settings.out, settings, inputs, labelled.about.data, labelled.names)
+        write_set(settings.out, labelled)
+    given, settings = settings, replace(settings, resume=True)  # another process may have begun a part
+
+    def work(job):
+        name, fold, seed = job
+        with claim(run_folder(settings.out, name, fold.number, seed)):
+            return run_arm(name, fold, seed, settings)
+
+    judged = share(with_images, lambda fold: keep_best(fold, settings, train_segmenter)) if settings.keep_best < 1 else []
+    jobs = [(name, fold, seed) for fold in folds for seed in range(settings.seeds) for name in arms]
+    found = share(jobs, work)
     fidelity = [row for one in found for row in one[""]["fidelity"]]
     beside_real, results = [], []
     for fold in with_images:  # the test images are those that nothing has seen
@@ -196,10 +207,11 @@ def run_comparison(settings, sets, folds):
         training, unseen = (TrainingImages(cases, settings.size) for cases in (fold.training, unseen))
         found_here = describe_generated(fold.generated.pairs(), training, unseen)
         beside_real.append(found_here | {"tissue": "tissue" in fold.generated.lines[0]})
-    for test, one in sets.items():
-        rows = [row for scores in found for row in scores[test]["rows"]]
-        if rows:
-            results.append(write_report(replace(settings, out=settings.out / test), one, rows, fidelity, beside_real, judged))
+    with claim(settings.out, wait=True):
+        for test, one in sets.items():
+            rows = [row for scores in found for row in scores[test]["rows"]]
+            if rows:
+                results.append(write_report(replace(given, out=given.out / test), one, rows, fidelity, beside_real, judged))
     return results[0]
 
 

@@ -5,6 +5,7 @@ preset: phantom anatomy of 64 pixels in the public folder layouts, minutes on tw
 """
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -12,9 +13,11 @@ import time
 from pathlib import Path
 
 from emit import errors
+from emit.claims import claim
 from emit.data.phantom import write_phantoms
 
 ARMS = "baseline,deepstack,ours,ours+deepstack,mixed,mixed+deepstack,oracle mixed+deepstack"  # patches, whole images
+CORES = os.cpu_count() or 1
 
 
 def commands(folder):
@@ -28,21 +31,30 @@ def commands(folder):
         ["-m", "emit.generate", *model, "--finetuned", folder / "finetune", "--tissue", pictures, "--out", generated],
         ["train_seg.py", "--generated", generated, *fresh, "--arms", ARMS, "--out", folder / "seg"],
     ]
-    return [[sys.executable, *map(str, line)] for line in lines]
+    return [[sys.executable, *map(str, line), "--resume"] for line in lines]
 
 
-def call(command):
-    """Run one command and wait for its end; what stops the demo stops it too, after it has saved its state."""
-    child = subprocess.Popen(command, cwd=Path(__file__).resolve().parents[1], start_new_session=True)  # one signal alone
+def call(command, processes, log):
+    """Run one command in so many processes and wait for their ends; what stops the demo stops them, after they have saved.
+
+    The first prints here, the others into the file `log`. With several, each has its share of the cores.
+    """
+    threads = {"OMP_NUM_THREADS": str(CORES // processes)} if processes > 1 else {}
+    place = {"cwd": Path(__file__).resolve().parents[1], "start_new_session": True}  # the demo alone gets a Ctrl-C
+    with open(log, "a") as file:
+        prints = [{}, *[{"stdout": file, "stderr": file}] * (processes - 1)]
+        children = [subprocess.Popen(command, env=os.environ | threads, **place, **where) for where in prints]
     try:
-        code = child.wait()
+        codes = [child.wait() for child in children]
     except errors.Stopped as stopped:
-        child.send_signal(stopped.args[0])
-        child.wait()
+        for child in children:
+            child.send_signal(stopped.args[0])
+        for child in children:
+            child.wait()
         raise
-    if code:
+    if any(codes):
         name = " ".join(command[1:3]) if command[1] == "-m" else command[1]
-        raise errors.InputError(f"{name}: stopped; what it printed says why")
+        raise errors.InputError(f"{name}: stopped; what it printed {'here' if codes[0] else f'in {log}'} says why")
 
 
 def main():
@@ -52,17 +64,18 @@ def main():
     parser.add_argument("folder", nargs="?", type=Path, default=Path("runs/demo"))
     folder = parser.parse_args().folder.resolve()
     phantoms, began = folder / "phantoms", time.monotonic()
-    again = phantoms.is_dir()
-    if not again:
-        if folder.exists() and any(path.name != ".phantoms.tmp" for path in folder.iterdir()):
-            raise errors.InputError(f"{folder}: already holds something that is no demo; give another folder")
-        write_phantoms(phantoms, fresh=300)
-    for command in commands(folder):
-        command += ["--resume"] if again else []
-        print("\n$ " + shlex.join(["python", *command[1:]]), flush=True)
-        start = time.monotonic()
-        call(command)
-        print(f"[{time.monotonic() - start:.0f} s]", flush=True)
+    with claim(folder):
+        if not phantoms.is_dir():
+            if any(path.name not in (".phantoms.tmp", ".lock") for path in folder.iterdir()):
+                raise errors.InputError(f"{folder}: already holds something that is no demo; give another folder")
+            write_phantoms(phantoms, fresh=300)
+        for number, command in enumerate(commands(folder)):
+            processes = min(CORES, 3) if number else 1  # of stage 1 the parts follow each other; then come three folds
+            at_once = f"    # {processes} at once" if processes > 1 else ""
+            print("\n$ " + shlex.join(["python", *command[1:]]) + at_once, flush=True)
+            start = time.monotonic()
+            call(command, processes, folder / "others.log")
+            print(f"[{time.monotonic() - start:.0f} s]", flush=True)
     print(f"\nAll done in {(time.monotonic() - began) / 60:.1f} minutes. See {folder / 'seg' / 'report.html'}")
 
 

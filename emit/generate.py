@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from emit import checkpoints, errors
+from emit.claims import claim, share
 from emit.compat import read_compat
 from emit.data.cache import TrainingImages
 from emit.data.cases import read_cases
@@ -239,20 +240,29 @@ def main():
     hashes = [content_hash(case.image) for case in (tissue.cases if tissue else ())]
     names = [*labelled.names, *map(str, hashes)]
     for run in runs.values():
-        save_config(run.out, run, {"model": settings.model, "hed": settings.hed, **files}, labelled.about.data, names)
-        write_set(run.out, labelled)
-    for fold, (name, controlnet) in zip(folds, files.items(), strict=True):
-        model, headers = EmitDiff.load(settings.model, controlnet, prediction=prediction)
-        model.to(device).requires_grad_(False), hed.to(device)
-        paths = {"model": settings.model, "controlnet": controlnet, "hed": settings.hed}
-        ancestry = join(map(open_ledger, paths.values(), [*headers, hed_header]))
-        weights, cases = {part: sha256(path) for part, path in paths.items()}, labelled.training(fold)
-        if tissue is not None:
-            ancestry = ancestry.add("tissue", np.array(hashes, np.uint64))
-        for run in runs.values():
-            ancestry.write(run.out)
-            write_json(run.out / name / "ledger.json", ancestry.header)
-            generate_fold(model, hed, cases, labelled, run, weights, run.out / name, tissue)
+        with claim(run.out, wait=True):
+            save_config(run.out, run, {"model": settings.model, "hed": settings.hed, **files}, labelled.about.data, names)
+            write_set(run.out, labelled)
+
+    def fill(fold):
+        name = f"fold{fold}"
+        with contextlib.ExitStack() as held:
+            for run in runs.values():
+                held.enter_context(claim(run.out / name))
+            model, headers = EmitDiff.load(settings.model, files[name], prediction=prediction)
+            model.to(device).requires_grad_(False), hed.to(device)
+            paths = {"model": settings.model, "controlnet": files[name], "hed": settings.hed}
+            ancestry = join(map(open_ledger, paths.values(), [*headers, hed_header]))
+            weights, cases = {part: sha256(path) for part, path in paths.items()}, labelled.training(fold)
+            if tissue is not None:
+                ancestry = ancestry.add("tissue", np.array(hashes, np.uint64))
+            for run in runs.values():
+                with claim(run.out, wait=True):
+                    ancestry.write(run.out)
+                write_json(run.out / name / "ledger.json", ancestry.header)
+                generate_fold(model, hed, cases, labelled, run, weights, run.out / name, tissue)
+
+    share(folds, fill)
 
 
 if __name__ == "__main__":

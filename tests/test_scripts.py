@@ -165,11 +165,17 @@ def test_several_processes_are_refused_until_they_share_the_work(folder, monkeyp
     assert not (folder / "several").exists()
 
 
+def state_of(folder):
+    """Return {file: (bytes, time of the last change)}, but for locks, which name who looked last."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
 def test_used_folders_are_refused_and_nothing_changes(folder, monkeypatch):
-    files = {path: path.stat().st_mtime_ns for path in (folder / "seg").rglob("*") if path.is_file()}
+    files = state_of(folder / "seg")
     with pytest.raises(InputError):
         call(monkeypatch, train_seg, *LABELLED, *SHORT, "--out", folder / "seg", "--arms", "baseline")
-    assert files == {path: path.stat().st_mtime_ns for path in (folder / "seg").rglob("*") if path.is_file()}
+    assert files == state_of(folder / "seg")
 
 
 def test_a_test_case_that_the_generator_saw_stops_the_comparison(folder, monkeypatch):
@@ -192,13 +198,13 @@ def test_a_test_case_that_the_generator_saw_stops_the_comparison(folder, monkeyp
 def test_a_used_generator_folder_is_refused_unchanged_and_resumes_with_the_same_settings_alone(folder, monkeypatch):
     out = folder / "used"
     shutil.copytree(folder / "made", out)
-    files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    files = state_of(out)
     command = [*MODEL, "--finetuned", folder / "fine", "--out", out, "--steps", 2, *TISSUE]
     changes = {"already holds": ["--compat", "diffboost"], "--guidance was": ["--resume", "--guidance", 3]}
     for words, change in changes.items():
         with pytest.raises(InputError, match=words):
             call(monkeypatch, generate, *command, "--n", 2, *change)
-        assert files == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        assert files == state_of(out)
     manifest = out / "fold1" / "manifest.jsonl"
     manifest.write_bytes(files[manifest][:-20])  # a kill cut the last line
     for n in (2, 1):  # a smaller number takes nothing away

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from emit.arms import ARMS
+from emit.claims import claim
 from emit.data.cache import TrainingImages
 from emit.errors import InputError
 from emit.evaluation.illustrate import run_folder
@@ -34,9 +35,9 @@ def keep_best(fold, settings, train) -> str:
     pairs, scores, real = list(fold.generated.pairs()), {}, []
     for half, learned in enumerate(halves):
         folder = run_folder(settings.out, "judge", fold.number, half)
-        network = train(
-            JUDGE, replace(fold, training=learned), settings, folder, seed_from(settings.seed, "judge", fold.number, half)
-        )
+        seed = seed_from(settings.seed, "judge", fold.number, half)
+        with claim(folder):
+            network = train(JUDGE, replace(fold, training=learned), settings, folder, seed)
         others = TrainingImages(halves[1 - half], settings.size)
         for number in range(len(others)):
             image, mask = others.read([number])

@@ -217,7 +217,10 @@ def save_config(run_folder, settings, inputs, data, names):
     digest = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
     files["data"] = {"path": str(data), "sha256": digest}
     path = Path(run_folder) / "config.json"
-    if any(file for name in STARTED for file in path.parent.rglob(name)):
+    started = [file for name in STARTED for file in path.parent.rglob(name)]
+    if not settings.resume and any(file.name == "state.pt" for file in started):
+        raise InputError(f"{run_folder}: already holds a run; go on with --resume or choose another folder")
+    if started:
         before = read_json(path, "settings", "inputs")
         may_change = {f.name for f in fields(settings) if f.metadata["may_change"]}
         for name in [name for name in values if name not in may_change]:

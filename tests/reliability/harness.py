@@ -144,14 +144,19 @@ class Programs:
         """Return what the last run printed."""
         return self.log.read_text()
 
+    def start(self, name, *extra, log=None, fault=None, points=None):
+        """Start a program, whose words go to `log`, and return its process."""
+        words = (name, [*self.commands[name], *map(str, extra)], log or self.log, fault, points)
+        process = self.context.Process(target=child, args=words)
+        process.start()
+        return process
+
     def run(self, name, *extra, after=None, fault=None, points=None):
         """Run a program and return its exit code, negative for a signal. after: seconds, then it is killed.
 
         fault: function, of a module that the server can import, called in the process before the program.
         """
-        words = (name, [*self.commands[name], *map(str, extra)], self.log, fault, points)
-        process = self.context.Process(target=child, args=words)
-        process.start()
+        process = self.start(name, *extra, fault=fault, points=points)
         process.join(after)
         if after is not None:
             process.kill()
@@ -179,9 +184,12 @@ def compare(one, other):
     """Return which files of two folders are not in both or differ.
 
     Compared are bytes; of state.pt, whose archive names its temporary file, all that is in it; of log.jsonl all but the
-    speed; of settings all but `resume`.
+    speed; of settings all but `resume`; of locks, which name a process, nothing.
     """
-    names = [{str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} for folder in (one, other)]
+    names = [
+        {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+        for folder in (one, other)
+    ]
     both = sorted(names[0] & names[1])
     return sorted(names[0] ^ names[1]) + [name for name in both if not _same(one / name, other / name)]
 

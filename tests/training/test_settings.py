@@ -143,13 +143,15 @@ def start(folder, settings, inputs):
 
 
 def test_a_run_that_has_begun_keeps_its_settings(tmp_path, monkeypatch):
-    first = read()
+    first = read("--resume")
     save_config(tmp_path, first, {}, "x", CASES)
     start(tmp_path, replace(first, lr=2.0), {})  # nothing was trained before: a corrected setting is fine
-    save_config(tmp_path, replace(first, lr=2.0, resume=True), {}, "x", CASES)
+    save_config(tmp_path, replace(first, lr=2.0), {}, "x", CASES)
     before = (tmp_path / "config.json").read_bytes()
     with pytest.raises(InputError, match=r"config.json: --lr was 2.0 and is now 0.001; resume with"):
-        save_config(tmp_path, replace(first, resume=True), {}, "x", CASES)
+        save_config(tmp_path, first, {}, "x", CASES)
+    with pytest.raises(InputError, match="already holds a run; go on with --resume or choose another folder"):
+        save_config(tmp_path, replace(first, lr=2.0, resume=False), {}, "x", CASES)
     monkeypatch.setattr(distributed, "ranks", lambda: 2)
     with pytest.raises(InputError, match=r"config.json: --processes was 1 and is now 2"):
         save_config(tmp_path, replace(first, lr=2.0), {}, "x", CASES)
@@ -166,7 +168,7 @@ def test_a_run_that_has_begun_keeps_its_settings(tmp_path, monkeypatch):
 def test_a_run_that_has_begun_keeps_its_files_and_cases_but_may_move(tmp_path):
     weights = tmp_path / "vae.safetensors"
     weights.write_bytes(b"first")
-    settings = read("--vae", str(weights))
+    settings = read("--resume", "--vae", str(weights))
     start(tmp_path, settings, {"vae": weights, "fold0": weights})
     moved = weights.rename(tmp_path / "moved.safetensors")
     settings = replace(settings, data=tmp_path, vae=moved, out=tmp_path)
@@ -183,11 +185,11 @@ def test_a_later_call_keeps_what_an_earlier_one_was_made_from(tmp_path):
     """The generator's folds are made one by one: their ControlNets are all compared."""
     one, two = tmp_path / "one", tmp_path / "two"
     one.write_bytes(b"1"), two.write_bytes(b"2")
-    start(tmp_path, read(), {"fold0": one})
-    save_config(tmp_path, read(), {"fold1": two}, "x", CASES)
+    start(tmp_path, read("--resume"), {"fold0": one})
+    save_config(tmp_path, read("--resume"), {"fold1": two}, "x", CASES)
     one.write_bytes(b"other")
     with pytest.raises(InputError, match="fold0 changed since the first run"):
-        save_config(tmp_path, read(), {"fold0": one}, "x", CASES)
+        save_config(tmp_path, read("--resume"), {"fold0": one}, "x", CASES)
 
 
 # ---- sweeps

@@ -1,0 +1,78 @@
+"""Claims: one process holds a folder, its end frees it, and shared jobs are each done once."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from emit.claims import Held, claim, share
+from emit.errors import InputError
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def hold(folder, ready, go):
+    with claim(folder):
+        ready.set()
+        go.wait()
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that holds tmp_path / "run", and the event that ends it."""
+    ready, go = SPAWN.Event(), SPAWN.Event()
+    process = SPAWN.Process(target=hold, args=(tmp_path / "run", ready, go))
+    process.start()
+    assert ready.wait(30)
+    yield process, go
+    process.kill()
+    process.join()
+
+
+def test_the_second_process_is_told_who_holds_the_folder(holder, tmp_path):
+    with (
+        pytest.raises(Held, match=rf"run: is in use by process {holder[0].pid} on \S+; wait until it ends"),
+        claim(tmp_path / "run"),
+    ):
+        pass
+    with claim(tmp_path / "another"):
+        assert (tmp_path / "another" / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_killed_holder_frees_the_folder_and_leaves_its_name(holder, tmp_path):
+    os.kill(holder[0].pid, signal.SIGKILL)
+    holder[0].join()
+    with claim(tmp_path / "run"):
+        assert str(os.getpid()) in (tmp_path / "run" / ".lock").read_text()
+
+
+def test_waiting_takes_turns(holder, tmp_path):
+    began = time.monotonic()
+    threading.Timer(0.3, holder[1].set).start()
+    with claim(tmp_path / "run", wait=True):
+        assert time.monotonic() - began > 0.2
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file: cannot be written .*; choose another folder"), claim(tmp_path / "file"):
+        pass
+
+
+def test_what_another_process_holds_comes_last_and_results_keep_their_order(monkeypatch, capsys):
+    """Job "b" is held twice; with nothing else to do the process waits before it asks again."""
+    calls, waits = [], []
+    monkeypatch.setattr("emit.claims.time.sleep", waits.append)
+
+    def work(job):
+        calls.append(job)
+        if job == "b" and calls.count("b") < 4:
+            raise Held("b: is in use")
+        return job.upper()
+
+    assert share(iter("abc"), work) == ["A", "B", "C"]
+    assert calls == ["a", "b", "c", "b", "b", "b"] and waits == [1, 1]
+    assert capsys.readouterr().out.count("left to another process: b: is in use") == 1
