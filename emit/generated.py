@@ -95,15 +95,15 @@ class Generated:
         pictures = self.pictures([numbers[int(draw * len(numbers))] for numbers, draw in chosen])  # (B, 2, S, S)
         return pictures[:, :1], pictures[:, 1].long()
 
-    def keep(self, scores, empty, share: float) -> list[int]:
-        """Use `share` of the images from now on, those with the highest scores, and of each case the best; return which.
+    def keep(self, scores, share: float) -> list[int]:
+        """Use `share` of each case's images from now on, those with the highest scores, at least one; return which.
 
-        empty: whether an image's label is; these are ranked apart, since to find nothing is easy. Of equals the first.
+        Ranked within a case: hard cases keep as many as easy ones. Of equals the first.
         """
-        kept = {max(numbers, key=lambda number: scores[number]) for numbers in self.by_case.values()}
-        for kind in (False, True):
-            ranked = sorted((number for number in self.numbers if empty[number] == kind), key=lambda number: -scores[number])
-            kept.update(ranked[: round(share * len(ranked))])
+        kept = []
+        for numbers in self.by_case.values():
+            ranked = sorted(numbers, key=lambda number: -scores[number])
+            kept += ranked[: max(1, round(share * len(ranked)))]
         self._use(sorted(kept))
         return self.numbers
 

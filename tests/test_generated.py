@@ -78,14 +78,11 @@ def test_the_best_are_kept_and_of_each_case_one(folder):
         lines.append(line | {"sha256": save_pictures(folder, line["file"], *files)})
     (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     images = Generated(folder)
-    labelled = [False] * 4
-    assert images.keep([0.9, 0.1, 0.5, 0.8], labelled, 0.5) == [0, 1, 3]  # half of them, and b's only one
+    assert images.keep([0.4, 0.1, 0.3, 0.5], 0.7) == [0, 1, 3]  # two of a's three, and b's only one, though the worst
     assert [case for case, *_ in images.pairs()] == ["a", "b", "a"]
     drawn, masks = images.draw(["a"] * 40, generator("keep"))
     assert drawn.shape == (40, 1, 4, 4) and masks.shape == (40, 4, 4) and masks.dtype == torch.long
     assert {round(127.5 * (level.item() + 1)) for level in drawn[:, 0, 0, 0]} == {1, 3} and (masks == 2).all()
-    assert images.keep([0.9, 0.1, 0.5, 0.8], labelled, 0.34) == [0, 1]
-    assert images.keep([0.9, 0.1, 0.5, 0.8], labelled, 1.0) == [0, 1]  # what is left out stays out
-    assert Generated(folder).keep([0.0] * 4, labelled, 0.5) == [0, 1]  # of equals the first, and no more than asked
-    # An image without a label, in which nothing is found, has 1; beside labelled ones it takes nobody's place.
-    assert Generated(folder).keep([0.6, 1.0, 0.5, 1.0], [False, False, False, True], 0.5) == [0, 1, 3]
+    assert images.keep([0.4, 0.1, 0.3, 0.5], 0.1) == [1, 3]  # at least one
+    assert images.keep([0.4, 0.1, 0.3, 0.5], 1.0) == [1, 3]  # what is left out stays out
+    assert Generated(folder).keep([0.0] * 4, 0.34) == [0, 1]  # of equals the first, and no more than asked

@@ -47,11 +47,11 @@ def keep_best(fold, settings, train) -> str:
             if case in unseen:
                 scores[number] = score_label(find_labels(network, image), mask)
     found, areas = np.array([scores[number] for number in range(len(pairs))]), np.array([(mask > 0).mean() for *_, mask in pairs])
-    kept = fold.generated.keep(found, areas == 0, settings.keep_best)
+    kept = fold.generated.keep(found, settings.keep_best)
     parts = [f"{found[part].mean():.2f}, {(areas[part] == 0).mean():.0%} without a label, labelled area {areas[part].mean():.1%}"
              for part in (slice(None), kept)]  # fmt: skip
     return (
-        f"Judged, fold {fold.number}: {len(kept)} of {len(pairs)} generated images are used, those in which segmenters of other "
-        f"real cases find the label best, images without a label ranked apart. All: Dice {parts[0]}. Used: Dice {parts[1]}. "
+        f"Judged, fold {fold.number}: {len(kept)} of {len(pairs)} generated images are used, of each case those in which "
+        f"segmenters of other real cases find the label best. All: Dice {parts[0]}. Used: Dice {parts[1]}. "
         f"Real images of the same cases: Dice {np.mean(real):.2f}."
     )
