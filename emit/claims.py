@@ -42,6 +42,8 @@ def claim(folder: Path, wait: bool = False):
         except BlockingIOError:
             lock.seek(0)
             raise Held(f"{folder}: is in use by {lock.read()}; wait until it ends, or choose another folder") from None
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be locked ({error.strerror}); choose a folder on another disk") from error
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()

@@ -11,7 +11,7 @@ import pytest
 from emit.claims import Held, claim, share
 from emit.errors import InputError
 
-SPAWN = multiprocessing.get_context("spawn")
+FORK = multiprocessing.get_context("fork")  # nothing is imported anew
 
 
 def hold(folder, ready, go):
@@ -23,10 +23,10 @@ def hold(folder, ready, go):
 @pytest.fixture
 def holder(tmp_path):
     """A process that holds tmp_path / "run", and the event that ends it."""
-    ready, go = SPAWN.Event(), SPAWN.Event()
-    process = SPAWN.Process(target=hold, args=(tmp_path / "run", ready, go))
+    ready, go = FORK.Event(), FORK.Event()
+    process = FORK.Process(target=hold, args=(tmp_path / "run", ready, go))
     process.start()
-    assert ready.wait(30)
+    assert ready.wait(60)
     yield process, go
     process.kill()
     process.join()
@@ -59,6 +59,15 @@ def test_waiting_takes_turns(holder, tmp_path):
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file: cannot be written .*; choose another folder"), claim(tmp_path / "file"):
+        pass
+
+
+def test_a_disk_without_locks_is_one_line(monkeypatch, tmp_path):
+    def refuse(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("emit.claims.fcntl.flock", refuse)
+    with pytest.raises(InputError, match=r"cannot be locked \(No locks available\)"), claim(tmp_path):
         pass
 
 
