@@ -21,7 +21,7 @@ from tqdm import tqdm
 from emit import checkpoints, errors
 from emit.claims import claim, share
 from emit.compat import read_compat
-from emit.data.cache import TrainingImages
+from emit.data.cache import Memo, TrainingImages
 from emit.data.cases import read_cases
 from emit.data.edges import edge_agreement, make_hint
 from emit.data.geometry import LINEAR, fit
@@ -134,31 +134,38 @@ def plan(cases, settings, tissue=None):
     return jobs
 
 
-def make_conditions(model, hed, pictures, tissue, jobs, labelled, settings):
-    """Return, for B jobs, hints (B, 3, S, S), masks (B, S, S), frames (B, S, S), true outside the picture, texture (B, 1, S, S).
+def look_at(images, model, hed, labelled, settings):
+    """Return a Memo: numbers of B images -> (B, 4, S, S): edges, texture, 1 outside the picture, mask.
 
-    Texture: what the autoencoder loses of the picture that the tissue is of, x - D(E(x)): noise, mostly.
+    Texture: what the autoencoder loses of the picture, x - D(E(x)): noise, mostly.
     """
 
-    def look(images, numbers):  # edges and texture (B, 2, S, S), frames (B, S, S), masks (B, S, S)
+    def look(numbers):
         batch = images.batch(numbers)
-        frames = fit(batch.view, labelled.size, LINEAR, 0.0).isnan()[:, 0]
-        planes = [find_edges(hed, batch.view, size=labelled.size), torch.zeros_like(batch.image)]
+        texture = torch.zeros_like(batch.image)
         if settings.texture:
             colour = batch.image.expand(-1, 3, -1, -1).to(next(model.parameters()).device)
-            planes[1] = settings.texture * (batch.image - to_grey(model.vae.decode(model.vae.encode(colour).mode())).cpu())
-        return torch.cat(planes, dim=1), frames, batch.mask
+            texture = settings.texture * (batch.image - to_grey(model.vae.decode(model.vae.encode(colour).mode())).cpu())
+        frame, edges = fit(batch.view, labelled.size, LINEAR, 0.0).isnan(), find_edges(hed, batch.view, size=labelled.size)
+        return torch.cat([edges, texture, frame, batch.mask[:, None]], dim=1)
 
-    planes, frames, masks = look(pictures, [job.case for job in jobs])
+    return Memo(look)
+
+
+def make_conditions(own, other, cases, jobs, labelled, settings):
+    """Return, for B jobs, hints (B, 3, S, S), masks (B, S, S), frames (B, S, S), true outside the picture, texture (B, 1, S, S).
+
+    own, other: of `look_at`, for the cases and for the tissue (None: their own).
+    """
+    edges, rest = own([job.case for job in jobs]).split([1, 3], dim=1)  # (B, 4, S, S) -> edges; texture, frame, mask
     if settings.vary:
-        draws = [generator(settings.seed, pictures.cases[job.case].id, job.index, "shape") for job in jobs]
-        others = torch.cat([planes[:, 1:], torch.stack([masks, frames], dim=1)], dim=1)  # texture, mask, frame: (B, 3, S, S)
-        edges, others = bend(planes[:, :1], others, draws, settings.vary)  # nearest keeps noise as it is
-        planes, masks, frames = torch.cat([edges, others[:, :1]], dim=1), others[:, 1].long(), others[:, 2] > 0
-    if tissue is not None:
-        other, frames, _ = look(tissue, [job.tissue for job in jobs])
-        edges, masks = transplant(planes[:, :1], masks, other[:, :1], frames)
-        planes = torch.cat([edges, other[:, 1:]], dim=1)
+        draws = [generator(settings.seed, cases[job.case].id, job.index, "shape") for job in jobs]
+        edges, rest = bend(edges, rest, draws, settings.vary)  # nearest keeps noise as it is
+    planes, frames, masks = torch.cat([edges, rest[:, :1]], dim=1), rest[:, 1] > 0, rest[:, 2].long()
+    if other is not None:
+        tissue = other([job.tissue for job in jobs])  # (B, 4, S, S)
+        frames = tissue[:, 2] > 0
+        planes, masks = transplant(planes, masks, tissue[:, :2], frames)
     return make_hint(labelled.hint, masks, planes[:, :1], len(labelled.classes)), masks, frames, planes[:, 1:]
 
 
@@ -178,10 +185,11 @@ def generate_fold(model, hed, cases, labelled, settings, weights, folder, tissue
     chunks = [jobs[start : start + settings.batch] for start in range(0, len(jobs), settings.batch)]
     chunks = [chunk for chunk in chunks if any((cases[job.case].id, job.index) not in lines for job in chunk)]
     autocast = torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=settings.precision == "bf16")
+    own, other = (images and look_at(images, model, hed, labelled, settings) for images in (pictures, tissue))
     with open(manifest, "a", buffering=1) as log, autocast, tqdm(chunks, folder.name, unit="batch") as bar:
         for chunk in bar:  # whole: a sum's last bits depend on what is computed beside it
             prompts, seeds = [job.prompt for job in chunk], [job.seed for job in chunk]
-            hint, masks, frames, texture = make_conditions(model, hed, pictures, tissue, chunk, labelled, settings)
+            hint, masks, frames, texture = make_conditions(own, other, cases, chunk, labelled, settings)
             images = model.generate(prompts, hint, seeds, labelled.size, sampling, settings.negative)
             plain = to_grey(images).cpu()  # (n, 3, S, S) -> (n, 1, S, S)
             grey = (plain + texture).clamp(-1, 1)

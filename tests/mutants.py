@@ -438,7 +438,7 @@ MUTANTS = [
     (SHAPES, 'warp(label, matrix, "nearest"', 'warp(label, matrix, "bilinear"', SHAPED),
     (SHAPES, 'warp(label, matrix, "nearest", None, offset)', 'warp(label, matrix, "nearest", None)', SHAPED),
     (SHAPES, "mask = mask.masked_fill(frame, 0)", "mask = mask.clone()", SHAPED),
-    (SHAPES, "torch.where(near, edge, tissue)", "torch.where(near, tissue, edge)", SHAPED),
+    (SHAPES, "torch.where(near, planes, tissue)", "torch.where(near, tissue, planes)", SHAPED),
     ("emit/generated.py", "ranked[: max(1, ", "ranked[: max(0, ", "tests/test_generated.py"),
     ("emit/generated.py", "key=lambda number: -scores[number]", "key=lambda number: scores[number]", "tests/test_generated.py"),
     (JUDGE, "np.union1d(found, label)", "label", JUDGED),
@@ -449,9 +449,9 @@ MUTANTS = [
     (FOLDS, "oracle.ledger.refuse([*training, *validation, *tests[\"\"]], settings.oracle)", "pass", PROGRAMS),
     (FOLDS, "for source in (fold.generated, fold.oracle)", "for source in (fold.generated,)", PROGRAMS),
     (GENERATE, 'ancestry = ancestry.add("tissue"', 'ancestry.add("tissue"', PROGRAMS),
-    (GENERATE, "edges, masks = transplant(", "edges, _ = transplant(", "tests/test_hearts.py"),
+    (GENERATE, "planes, masks = transplant(", "planes, _ = transplant(", "tests/test_hearts.py"),
     (GENERATE, "+ texture).clamp(-1, 1)", ").clamp(-1, 1)", "tests/test_hearts.py"),
-    (GENERATE, "pictures.cases[job.case].id, job.index, ", "pictures.cases[job.case].id, ", "tests/test_hearts.py"),
+    (GENERATE, "cases[job.case].id, job.index, \"shape\"", "cases[job.case].id, \"shape\"", "tests/test_hearts.py"),
     *(
         ("emit/networks/discriminator.py", old, new, "tests/networks/test_discriminator.py")
         for old, new in (

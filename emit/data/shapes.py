@@ -34,11 +34,11 @@ def bend(planes: Tensor, labels: Tensor, rngs: list[torch.Generator], strength: 
     return tuple(map(torch.stack, zip(*rows, strict=True)))
 
 
-def transplant(edge: Tensor, mask: Tensor, tissue: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
-    """Put the labelled objects, with the edges in and around them, into other edges `tissue`; return edges and masks.
+def transplant(planes: Tensor, mask: Tensor, tissue: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
+    """Put the labelled objects and what is in and around them, planes (B, C, S, S), into another picture's planes, `tissue`.
 
-    frame: of the tissue's picture; no label reaches into it.
+    Returns planes and masks (B, S, S). frame (B, S, S): of the tissue's picture; no label reaches into it.
     """
     mask = mask.masked_fill(frame, 0)
     near = F.max_pool2d((mask > 0).float()[:, None], 2 * RIM + 1, stride=1, padding=RIM) > 0  # (B, 1, S, S)
-    return torch.where(near, edge, tissue), mask
+    return torch.where(near, planes, tissue), mask
