@@ -49,7 +49,7 @@ class Settings(SamplingSettings):
     controlnet: Path | None = setting(None, "[choice] the model's own", help="a ControlNet, if the model file has none")
     hed: Path | None = setting(None, "[choice] only for --picture", help="HED weights, which find a picture's edges")
     out: Path = setting(source="[choice] your folder", help="new folder for the pictures")
-    prompt: tuple[str, ...] = setting((), "[choice] the empty prompt", help="texts, or a file with one a line", nargs="+")
+    prompt: tuple[str, ...] = setting((), "[choice] the empty prompt", help="one text or more", nargs="+")
     edges: Path | None = setting(None, "[choice] none", help="condition: an edge map, white on black")
     picture: Path | None = setting(None, "[choice] none", help="condition: the edges that HED finds in a picture")
     mask: Path | None = setting(None, "[choice] none", help="condition: a mask's outline; with --picture both, as stage 2 trains")
@@ -144,19 +144,6 @@ def read_size(text, own, step):
     return int(match[2]), int(match[1])
 
 
-def list_prompts(texts):
-    """Return the prompts: the texts themselves, or the lines of the one file that they name."""
-    if len(texts) != 1 or not texts[0].endswith(".txt"):
-        return texts or ("",)
-    try:
-        lines = [line.strip() for line in Path(texts[0]).read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{texts[0]}: cannot be read as text ({getattr(error, 'strerror', error)}); give a file with one prompt a line"
-        ) from error
-    return tuple(line for line in lines if line) or ("",)
-
-
 def open_model(settings):
     """Return the model, with a trained ControlNet where there is a condition to see, and whether its pictures are grey."""
     model, headers = EmitDiff.load(settings.model, settings.controlnet, settings.prediction)
@@ -209,7 +196,7 @@ def main():
     settings = parse(Settings, inherit=inherit)
     if settings.out.exists() and (not settings.out.is_dir() or any(settings.out.glob("*.png"))):
         raise InputError(f"{settings.out}: already holds pictures, or is one; choose another folder")
-    digests, prompts = check_files(settings), list_prompts(settings.prompt)
+    digests, prompts = check_files(settings), settings.prompt or ("",)
     device = distributed.start(settings.device)
     model, grey = open_model(settings)
     model.to(device).requires_grad_(False)

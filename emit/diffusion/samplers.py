@@ -161,9 +161,14 @@ def sample(
     prediction: str = "eps",  # what the denoiser returns
 ) -> Tensor:
     """Walk from noise z_T to z_0 in `steps` calls of the denoiser, one more for plms. ValueError for contradicting settings."""
-    check_request(method, eta, noise)
-    schedule.check(prediction)
+    if method not in SAMPLERS:
+        raise ValueError(f"method is {', '.join(SAMPLERS)}, not {method!r}")
     sampler = SAMPLERS[method]
+    if not 0 <= eta <= 1 or (eta > 0 and method != "ddim"):
+        raise ValueError(f"eta lies in [0, 1] and belongs to ddim alone; got eta = {eta} with {method}")
+    if noise is None and (eta or sampler.eta) > 0:
+        raise ValueError(f"{method} with eta = {eta} adds noise at every step: give noise")
+    schedule.check(prediction)
     eta, spacing = eta or sampler.eta, spacing or sampler.spacing
     kept = timesteps(schedule.T, steps, spacing)
     if t_end is None:
@@ -186,13 +191,3 @@ def sample(
         if t != t_prev:
             before = [now, *before[:2]]  # three, as many as any step reads
     return z_t
-
-
-def check_request(method: str, eta: float, noise: Callable | None) -> None:
-    """Raise ValueError where the settings of sample() contradict each other."""
-    if method not in SAMPLERS:
-        raise ValueError(f"method is {', '.join(SAMPLERS)}, not {method!r}")
-    if not 0 <= eta <= 1 or (eta > 0 and method != "ddim"):
-        raise ValueError(f"eta lies in [0, 1] and belongs to ddim alone; got eta = {eta} with {method}")
-    if noise is None and (eta or SAMPLERS[method].eta) > 0:
-        raise ValueError(f"{method} with eta = {eta} adds noise at every step: give noise")

@@ -48,7 +48,7 @@ def save_rows(path, rows, titles=()) -> None:
             images = np.asarray(images, dtype=np.float32).reshape(len(images), *np.shape(images)[-2:])
             for axis, image in zip(line, images, strict=False):
                 _show(axis, image, low=0 if images.min() >= 0 else -1)
-            _label_row(line[0], label)
+            line[0].set_ylabel(label)
         for axis, title in zip(axes[0], titles, strict=False):
             axis.set_title(title, fontsize=5)
 
@@ -70,7 +70,7 @@ def save_contours(path, examples, classes, stamp: str = "") -> None:
             for axis, (prediction, dice) in zip(line[1:], example["found"].values(), strict=True):
                 _outline(axis, prediction, FOUND)
                 axis.set_title(f"Dice {dice:.3f}", fontsize=7, pad=2)
-            _label_row(line[0], example["label"])
+            line[0].set_ylabel(example["label"])
         for axis, name in zip(axes[0], ["ground truth", *examples[0]["found"]], strict=True):
             axis.set_title(f"{fill(name, 14)}\n{axis.get_title()}".strip(), fontsize=7, pad=2)
         keys = [Line2D([], [], color=TRUTH, label="ground truth"), Line2D([], [], color=FOUND, label="prediction")]
@@ -159,18 +159,18 @@ def save_generated(path, columns, stamp: str = "") -> None:
                 _outline(axis, mask, TRUTH)
             line[0].set_title(fill(column["prompt"], 22), fontsize=6)
         for axis, label in zip(axes[:, 0], labels, strict=True):
-            _label_row(axis, label)
+            axis.set_ylabel(label)
 
 
 @contextmanager
 def _draw(path, rows, columns, size, stamp="", bare=False, **options):
     """Open a figure of rows x columns axes, bare ones for images; on leaving, save it small: in at most 256 colours."""
+    options |= {"figsize": size, "dpi": 120, "layout": "constrained", "squeeze": False}
+    options |= {"subplot_kw": {"xticks": [], "yticks": [], "frame_on": False}} if bare else {}
     with plt.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        figure, axes = plt.subplots(rows, columns, figsize=size, dpi=120, layout="constrained", squeeze=False, **options)
+        figure, axes = plt.subplots(rows, columns, **options)
         try:
-            for axis in axes.flat if bare else ():
-                axis.axis("off")
             yield figure, axes
             if stamp:
                 figure.suptitle(fill(stamp, int(14 * size[0])), fontsize=7, color="#B00000")
@@ -184,11 +184,6 @@ def _draw(path, rows, columns, size, stamp="", bare=False, **options):
 
 def _show(axis, image, low=-1, **options):
     axis.imshow(image, cmap="gray", vmin=low, vmax=1, interpolation="nearest", **options)
-
-
-def _label_row(axis, label):
-    place = {"ha": "right", "va": "center", "multialignment": "center", "rotation": 90, "transform": axis.transAxes}
-    axis.text(-0.06, 0.5, label, fontsize=7, **place)
 
 
 def _outline(axis, labels, colour):
