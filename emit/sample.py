@@ -5,8 +5,8 @@
     python -m emit.sample --again pictures/0000_0.png --out again
 
 Writes a PNG for each prompt and seed, and sheet.png: a row per prompt, the condition and the pictures beside it. A PNG
-carries its settings and the SHA-256 of every file that was read. So it can be made again: bit for bit on the same machine
-with the same threads. Pictures are drawn one at a time: each depends on its prompt and its seed alone.
+carries its settings and the SHA-256 of every file that was read, so that it can be made again, bit for bit on the same
+machine with the same threads. Each picture depends on its prompt and its seed alone.
 """
 
 import io
@@ -96,10 +96,7 @@ def read_about(path):
 
 
 def read_condition(settings, step):
-    """Return the hint (1, 3, H, W) in [0, 1], or None without a condition, and its size (H, W), multiples of `step`.
-
-    Without --size the condition keeps its own, cut down to the next multiple. All of it is stretched to the size.
-    """
+    """Return the hint (1, 3, H, W) in [0, 1], or None without a condition, and its size (H, W), multiples of `step`."""
     planes = {name: read_plane(name, getattr(settings, name)) for name in CONDITIONS if getattr(settings, name) is not None}
     shapes = {plane.shape for plane in planes.values()}  # (H, W) each
     if len(shapes) > 1:
@@ -112,7 +109,7 @@ def read_condition(settings, step):
         hed, header = load_hed(settings.hed)
         edge = find_edges(hed, planes["picture"][None, None], hed_side(header, max(size)))[0, 0]
     if edge is not None:
-        hint = resize(edge[None, None], size)
+        hint = resize(edge[None, None], size)  # stretched
     if "mask" in planes:
         labels = F.interpolate(planes["mask"][None, None], size, mode="nearest-exact")
         hint = hint + contour(labels[:, 0])  # (1, H, W) -> (1, 1, H, W)

@@ -35,10 +35,7 @@ def bend(planes: Tensor, labels: Tensor, rngs: list[torch.Generator], strength: 
 
 
 def transplant(edge: Tensor, mask: Tensor, tissue: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
-    """Put the labelled objects, with the edges in and around them, into other edges `tissue`; return edges and masks.
-
-    frame: of the tissue's picture; no label reaches into it.
-    """
+    """Put the labelled objects and the edges around them into other edges, `tissue`; no label reaches into the frame of these."""
     mask = mask.masked_fill(frame, 0)
     near = F.max_pool2d((mask > 0).float()[:, None], 2 * RIM + 1, stride=1, padding=RIM) > 0  # (B, 1, S, S)
     return torch.where(near, edge, tissue), mask

@@ -38,10 +38,7 @@ def costing_nothing(path):
 
 
 def save_rows(path, rows, titles=()) -> None:
-    """Save a grid of grey images: rows = {label: images (B, H, W) or (B, 1, H, W) in [-1, 1], or in [0, 1]}.
-
-    titles: one per column.
-    """
+    """Save a grid of grey images: rows = {label: images (B, H, W) or (B, 1, H, W) in [-1, 1], or in [0, 1]}; column titles."""
     columns = max(len(images) for images in rows.values())
     with _draw(path, len(rows), columns, (1.1 * columns + 0.9, 1.12 * len(rows) + 0.3), bare=True) as (_, axes):
         for line, (label, images) in zip(axes, rows.items(), strict=True):
@@ -54,10 +51,10 @@ def save_rows(path, rows, titles=()) -> None:
 
 
 def save_contours(path, examples, classes, stamp: str = "") -> None:
-    """Save contours of the ground truth and of each arm's prediction over the original image: a row per example.
+    """Save contours of the ground truth, alone in the first column, and of each arm's prediction: a row per example.
 
     examples: dicts of label; image (H, W) in [-1, 1]; target (H, W) labels; aspect, the pixel's height / width; found,
-    {arm: (prediction (H, W), Dice)}. The first column holds the truth alone. Classes differ by the kind of line.
+    {arm: (prediction (H, W), Dice)}.
     """
     columns = 1 + len(examples[0]["found"])
     heights = [example["aspect"] * example["image"].shape[0] / example["image"].shape[1] for example in examples]
@@ -83,8 +80,7 @@ def save_contours(path, examples, classes, stamp: str = "") -> None:
 def save_paired(path, scores, stamp: str = "") -> None:
     """Save a panel per arm: box plots of the first arm (the baseline) and of this one, and a line for each case.
 
-    scores: {arm: Dice of each case, in one order}. Lines are blue where the arm gains, vermilion where it loses.
-    Boxes hold the quartiles, whiskers reach 1.5 of their distance; every case has its line.
+    scores: {arm: Dice of each case, in one order}.
     """
     (baseline, start), *others = scores.items()
     columns = min(5, len(others))
@@ -109,9 +105,9 @@ def save_paired(path, scores, stamp: str = "") -> None:
 
 
 def save_curves(path, curves, stamp: str = "") -> None:
-    """Save learning curves: a panel per quantity, a line per arm, the mean of its runs; the band is their range.
+    """Save learning curves: a panel per quantity, a line per arm, the mean of its runs at common steps; the band is their range.
 
-    curves: {quantity: {arm: [(steps, values) of each run]}}; of runs that differ in their steps, the common ones count.
+    curves: {quantity: {arm: [(steps, values) of each run]}}.
     """
     with _draw(path, 1, len(curves), (2.9 * len(curves) + 1.3, 2.5), stamp) as (figure, axes):
         arms = dict.fromkeys(arm for by_arm in curves.values() for arm in by_arm)
@@ -130,14 +126,11 @@ def save_curves(path, curves, stamp: str = "") -> None:
 
 
 def save_sweep(path, xs, means, errors, label: str, stamp: str = "") -> None:
-    """Save Dice against one setting: xs its values; means, errors (half the bar's length): {arm: one for each x}.
-
-    label: what xs is, such as "generated images per case". Arms stand a little apart, so that no bar covers another.
-    """
+    """Save Dice against one setting, `label`: xs its values; means, errors (half the bar's length): {arm: one for each x}."""
     style = {"marker": "o", "markersize": 3.5, "linewidth": 1.2, "elinewidth": 0.8, "capsize": 2}
     with _draw(path, 1, 1, (4.2, 2.6), stamp) as (figure, ((axis,),)):
         for number, (arm, values) in enumerate(means.items()):
-            shifted = np.arange(len(xs)) + 0.08 * (number - (len(means) - 1) / 2)
+            shifted = np.arange(len(xs)) + 0.08 * (number - (len(means) - 1) / 2)  # so that no bar covers another
             axis.errorbar(shifted, values, errors[arm], label=arm, color=ORDER[number % len(ORDER)], **style)
         axis.set_xticks(range(len(xs)), xs)
         axis.set(xlabel=label, ylabel="Dice")

@@ -18,11 +18,9 @@ KINDS = ("both present", "both empty", "missed", "false alarm")
 def score_case(prediction, target, classes, spacing, tolerance: float, fake_pixel: bool = False) -> list[dict]:
     """Score one case: one dict for each foreground class, holding SCORES and where they come from.
 
-    prediction, target: integer arrays (H, W) or (D, H, W) of labels 0..K-1, the target as it was annotated.
-    classes: K names, background first.  spacing: mm along each axis (None: pixels), also the unit of NSD's tolerance.
+    prediction, target: integer arrays (H, W) or (D, H, W) of labels 0..K-1.  classes: K names, background first.
+    spacing: mm along each axis (None: pixels), also the unit of NSD's tolerance.
     fake_pixel: as the public DiffBoost code, every empty mask gets one pixel at its centre before it is scored.
-    Keys beside SCORES: class, kind (one of KINDS), predicted and target (voxel counts), unit, tolerance.
-    Raises ValueError for shapes, labels or spacings that do not fit.
     """
     if prediction.shape != target.shape or target.ndim != len(spacing or target.shape):
         raise ValueError(f"prediction {prediction.shape}, target {target.shape} and spacing {spacing} do not fit")
@@ -90,8 +88,8 @@ def find_surface(mask) -> np.ndarray:
 def summarise(rows) -> dict[str, dict]:
     """Summarise the rows of many cases: {class: {"cases", one count for each of KINDS, "scores": {score: numbers}}}.
 
-    numbers: mean, median, spread and infinite, how many values are. All cases count in each: with one missed lesion a
-    distance's mean is infinite and its spread nan; its median orders arms.
+    numbers: mean, median, spread and infinite, how many values are. With one missed lesion a distance's mean is infinite
+    and its spread nan; its median orders arms.
     """
     summary = {}
     for name in dict.fromkeys(row["class"] for row in rows):
