@@ -57,12 +57,6 @@ def test_unet_and_controlnet(golden, report):
     report("controlled", controlled, stored["eps_controlled"], NETWORK)
 
 
-def test_the_references_depend_on_what_they_test(golden):
-    stored, _ = read_golden(f"unet_{golden[1]}")
-    assert error(stored["eps"], stored["eps_controlled"]) > 0.1
-    assert stored["z_t"].shape[-2:] == (8, 12) and stored["hint"].shape[-2:] == (32, 48)  # not square
-
-
 def test_autoencoder(golden, report):
     model, kind = golden
     stored, _ = read_golden("vae_quiet" if kind == "quiet" else "vae_sd1")

@@ -1,4 +1,4 @@
-"""The segmenter against a functional computation, its loss against brute force, and each variant on one image."""
+"""The segmenter against a functional computation, and its loss against brute force."""
 
 import math
 
@@ -76,14 +76,14 @@ class Functional:
 def test_equals_a_functional_computation(variant):
     model = randomised(SegmenterConfig(in_channels=2, classes=4, channels=TINY, variant=variant), seed=1)
     image = random_image(2, 2, 12, 20)
-    with torch.no_grad():
-        logits = model(image)
+    logits = model(image)
+    logits.sum().backward()  # what is computed in place has a gradient
     expected = Functional(model).three_levels(image.double())
     names = "\n".join(model.state_dict())  # the functional form follows the names, so they must be the variant's
     assert ("gates" in names, "shortcut" in names) == (variant == "attention", variant == "residual")
     assert logits.shape == (2, 4, 12, 20)
     # float32 against float64 through some 20 layers: a few hundred roundings of 6e-8
-    assert (logits - expected).abs().max() < 2e-5 * expected.square().mean().sqrt()
+    assert (logits.detach() - expected).abs().max() < 2e-5 * expected.square().mean().sqrt()
 
 
 def test_attention_gate_by_hand():
@@ -117,27 +117,6 @@ def test_smallest_image_of_the_paper_preset():
     model = Segmenter(SegmenterConfig()).eval()
     assert [block.layers[0][0].out_channels for block in model.encoder] == [16, 32, 64, 128, 128, 256]
     assert len(model.gates) == 5 and model(torch.zeros(1, 1, 1, 1)).shape == (1, 2, 1, 1)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_overfits_one_image(variant):
-    torch.manual_seed(0)
-    model = Segmenter(SegmenterConfig(classes=3, channels=(8, 16, 32), variant=variant))
-    rows, columns = torch.meshgrid(torch.arange(37), torch.arange(30), indexing="ij")
-    mask = ((rows - 12) ** 2 + (columns - 11) ** 2 < 64).long()
-    mask[24:33, 14:25] = 2
-    image = torch.tensor([-0.3, 0.2, 0.4])[mask] + 0.2 * random_image(37, 30)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(60):
-        loss = dice_ce_loss(model(image[None, None]), mask[None])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    with torch.no_grad():
-        predicted = model.eval()(image[None, None]).argmax(1)[0]  # with the running statistics, as in use
-    for label in (1, 2):
-        ours, truth = predicted == label, mask == label
-        assert 2 * (ours & truth).sum() / (ours.sum() + truth.sum()) > 0.99
 
 
 def brute_force_loss(logits, mask):

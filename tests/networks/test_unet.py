@@ -7,14 +7,16 @@ import torch
 
 from emit.model import SD15, SD21
 from emit.networks.layers import CrossAttention, timestep_embedding
-from emit.networks.unet import UNet
+from emit.networks.unet import UNet, transformer
 from tests.golden.files import SD1
 
 
 @pytest.mark.parametrize(("sizes", "heads"), [(SD15, [8, 8, 8]), (SD21, [5, 10, 20])])
 def test_heads_per_level(sizes, heads):
     """Version 1 has 8 heads of 40, 80 and 160; version 2 has heads of size 64."""
-    assert [sizes.unet.heads_at(width) for width in (320, 640, 1280)] == heads
+    with torch.device("meta"):
+        layers = [transformer(sizes.unet, width) for width in (320, 640, 1280)]
+    assert [layer.transformer_blocks[0].attn1.heads for layer in layers] == heads
 
 
 def test_timestep_embedding_by_hand():
