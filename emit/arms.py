@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -21,16 +22,12 @@ def by_image(count, size, progress, settings, rng):
     return torch.rand(count, 1, 1, 1, generator=rng) < settings.alpha
 
 
-def real_from(start):
-    """Return the choice of generated images until the share `start` of the steps is done, and of real ones after it."""
-
-    def choose(count, size, progress, settings, rng):
-        return torch.full((count, 1, 1, 1), progress >= start)
-
-    return choose
+def real_from(start, count, size, progress, settings, rng):
+    """Take generated images until the share `start` of the steps is done, and real ones after it."""
+    return torch.full((count, 1, 1, 1), progress >= start)
 
 
-all_real, generated_first, none_real = real_from(0), real_from(0.5), real_from(1)
+all_real, generated_first, none_real = (partial(real_from, start) for start in (0, 0.5, 1))
 
 
 @dataclass(frozen=True)

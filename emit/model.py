@@ -62,10 +62,7 @@ DEMO_HED = (8, 16, 32, 32, 32)
 
 
 def demo_sizes(size: int) -> Sizes:
-    """Return DEMO; for every doubling beyond 64 pixels the autoencoder halves once more, to twice the latent channels.
-
-    So latents stay at most 16 x 16, and the UNet as fast.
-    """
+    """Return DEMO; for every doubling beyond 64 pixels the autoencoder halves once more, so that latents stay 16 x 16."""
     extra = max(0, math.ceil(math.log2(size / 64)))
     channels = DEMO.vae.z_channels * 2**extra
     vae = replace(DEMO.vae, z_channels=channels, channel_mult=DEMO.vae.channel_mult + DEMO.vae.channel_mult[-1:] * extra)

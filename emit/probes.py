@@ -23,7 +23,6 @@ def condition_losses(model, z_0, prompts, wrong, hint, rng):
     """Return the mean loss with the true, a zero and another case's hint, and with a wrong and the empty prompt.
 
     A condition that is used makes the loss with the true one the smallest. Same noise and timesteps for all.
-    wrong: of `choose_fixed`; None leaves that number out.
     """
     t, eps = model.draw(z_0, rng)
     asked = {

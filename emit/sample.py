@@ -169,13 +169,6 @@ def save_sheet(path, rows):
     write_atomic(path, lambda temporary: sheet.save(temporary, "PNG"))
 
 
-def compare(path, pixels):
-    """Say whether a picture that was made again is the one in the file."""
-    before = np.asarray(Image.open(path)).astype(int)
-    furthest = np.abs(before - pixels).max()
-    print(f"{path}: {'the same pixels' if furthest == 0 else f'differs by up to {furthest} grey levels'}")
-
-
 def check_files(settings):
     """Return {name: SHA-256} of the files read; with --again they must be those that the picture was made from."""
     digests = {name: sha256(getattr(settings, name)) for name in FILES if getattr(settings, name) is not None}
@@ -220,7 +213,8 @@ def main():
                 sheet[row].append(pixels)
                 bar.update()
     if settings.again is not None:
-        compare(settings.again, pixels)
+        furthest = np.abs(np.asarray(Image.open(settings.again)).astype(int) - pixels).max()
+        print(f"{settings.again}: {f'differs by up to {furthest} grey levels' if furthest else 'the same pixels'}")
     save_sheet(settings.out / "sheet.png", sheet)
 
 

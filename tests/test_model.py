@@ -93,9 +93,11 @@ def test_v_prediction_is_eps_prediction_in_other_words(model, monkeypatch):
         t = torch.tensor([3, 500, 900])
         z_0, eps = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
         image = other.generate(["CT", "MRI"], None, [1, 2], 32, replace(PLAIN, steps=5))
-        found[prediction] = other.losses(z_0, t, eps, ["CT", "", "CT"]), image, other.schedule.at(t).flatten().float()
-    (loss_eps, image_eps, ab), (loss_v, image_v, _) = found["eps"], found["v"]
+        eps_hat = other.predict(z_0, t, other.contexts(["CT", "", "CT"]))
+        found[prediction] = other.losses(z_0, t, eps, ["CT", "", "CT"]), image, eps_hat, other.schedule.at(t).flatten().float()
+    (loss_eps, image_eps, eps_hat, ab), (loss_v, image_v, eps_hat_v, _) = found["eps"], found["v"]
     torch.testing.assert_close(loss_eps, ab * loss_v, rtol=1e-3, atol=0)  # 1 / ab reaches 80 at t = 900
+    torch.testing.assert_close(eps_hat, eps_hat_v, rtol=0, atol=1e-5)  # float32 with 1 / sqrt(ab) = 10
     torch.testing.assert_close(image_eps, image_v, rtol=0, atol=2e-3)  # 1 / sqrt(ab) is 15 at t = 999
 
 

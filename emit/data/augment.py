@@ -140,10 +140,7 @@ def augment(image, mask, name, rng):
 
 
 def draw_patches(count, size, alpha, cells, rng):
-    """Draw m (B, 1, H, W), true where real: U(0, 1) < alpha on cells x cells, resized to H x W   (paper, Algorithm 1).
-
-    size = (H, W). Nearest neighbour: 6 cells on 384 pixels are patches of 64, on 64 pixels patches of 10 or 11.
-    """
+    """Draw m (B, 1, H, W), true where real: U(0, 1) < alpha on cells x cells, resized to size (H, W)   (paper, Algorithm 1)."""
     real = torch.rand(count, 1, cells, cells, generator=rng) < alpha
     return F.interpolate(real.float(), size, mode="nearest-exact").bool()  # (B, 1, cells, cells) -> (B, 1, H, W)
 

@@ -86,15 +86,14 @@ def save_paired(path, scores, stamp: str = "") -> None:
     columns = min(5, len(others))
     rows = -(-len(others) // columns)
     opacity = float(np.clip(15 / len(start), 0.06, 0.6))
-    widths = {"box": 0.8, "whisker": 0.8, "cap": 0.8, "median": 1.6}
-    style = {f"{part}props": {"color": "black", "linewidth": width} for part, width in widths.items()}
+    style = {"showfliers": False, "manage_ticks": False, "medianprops": {"color": "black", "linewidth": 1.6}}
     with _draw(path, rows, columns, (1.45 * columns + 0.6, 1.75 * rows + 0.3), stamp, sharey=True) as (_, axes):
         for place, (axis, (arm, end)) in enumerate(zip(axes.flat, others, strict=False)):
             gain = np.round(end - start, 9)
             for sign, colour in ((0, GREY), (-1, VERMILION), (1, BLUE)):
                 chosen = np.sign(gain) == sign
                 axis.plot([0.2, 0.8], [start[chosen], end[chosen]], color=colour, alpha=opacity, linewidth=0.7)
-            axis.boxplot([start, end], positions=[0, 1], widths=0.28, showfliers=False, manage_ticks=False, **style)
+            axis.boxplot([start, end], positions=[0, 1], widths=0.28, **style)
             axis.set_title(f"{fill(arm, 26)}\n{gain.mean():+.3f}, {np.count_nonzero(gain > 0)} of {len(start)} up", fontsize=7)
             axis.set_xticks([0, 1], [baseline, "arm"] if place + columns >= len(others) else ["", ""])
             axis.set_xlim(-0.35, 1.35)

@@ -46,10 +46,7 @@ def kind_of(prediction, target) -> str:
 
 
 def score_overlap(prediction, target) -> dict[str, float]:
-    """Dice 2 TP / (2 TP + FP + FN), IoU TP / (TP + FP + FN), precision TP / (TP + FP), recall TP / (TP + FN).
-
-    Boolean masks of any shape.  Both empty: 1, all four.  Exactly one empty: 0, all four, 0 / 0 included.
-    """
+    """Dice 2 TP / (2 TP + FP + FN), IoU TP / (TP + FP + FN), precision TP / (TP + FP), recall TP / (TP + FN) of boolean masks."""
     kind = kind_of(prediction, target)
     if kind != "both present":
         return dict.fromkeys(OVERLAPS, float(kind == "both empty"))
@@ -63,7 +60,6 @@ def score_boundary(prediction, target, spacing, tolerance: float) -> dict[str, f
 
     HD95: 95th percentile (linear interpolation), as MedPy; MONAI takes the larger of the two directions' percentiles.
     ASSD: mean, as MedPy and MONAI.  NSD: share no farther than `tolerance`, as MONAI's by default; DeepMind's weighs by area.
-    Boolean masks.  Both empty: 0, 0, 1.  Exactly one empty: inf, inf, 0.
     """
     kind = kind_of(prediction, target)
     if kind != "both present":
@@ -78,11 +74,8 @@ def score_boundary(prediction, target, spacing, tolerance: float) -> dict[str, f
 
 
 def find_surface(mask) -> np.ndarray:
-    """Keep the foreground voxels that erosion with the cross (4 neighbours in 2D, 6 in 3D) removes, as MedPy and MONAI.
-
-    Beyond the image is background: a mask that touches its border has surface there.
-    """
-    return mask & ~binary_erosion(mask)
+    """Keep the foreground voxels that erosion with the cross (4 neighbours in 2D, 6 in 3D) removes, as MedPy and MONAI."""
+    return mask & ~binary_erosion(mask)  # beyond the image is background
 
 
 def summarise(rows) -> dict[str, dict]:

@@ -95,10 +95,7 @@ class HEDv11Block(nn.Module):
 
 
 class HEDv11(nn.Module):
-    """ControlNet 1.1's HED: RGB, 0..255 minus a learned `norm`; the plain mean of the five side logits.
-
-    Called like HED; its weights are not interchangeable with HED's. From scratch `norm` starts at VGG's mean.
-    """
+    """ControlNet 1.1's HED, called like HED: RGB, 0..255 minus a learned `norm`; the plain mean of the five side logits."""
 
     def __init__(self, channels: tuple[int, ...] = CHANNELS):
         super().__init__()

@@ -20,12 +20,6 @@ from emit.training.settings import RunSettings
 from tests.golden.files import read_model, write_original
 
 
-def test_one_process_is_rank_0_of_1():
-    tensor = distributed.reduce(torch.tensor([1.0, 2.0]))
-    distributed.barrier()
-    assert (distributed.rank(), distributed.ranks(), tensor.tolist()) == (0, 1, [1.0, 2.0])
-
-
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:99", "cuda", "meta"])
 def test_a_device_that_is_not_here(monkeypatch, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
