@@ -105,8 +105,7 @@ def open_networks(settings):
 def train_autoencoder(model, pictures, settings):
     """Reconstruction + KL, then a patch discriminator as well; then measure the latent scale 1 / std(z) and keep it.
 
-    One step trains both: the adversarial term leaves the discriminator's weights alone, and its own loss sees pictures
-    without a graph, so that the gradients of the sum are those of each network's loss.
+    One step trains both: the gradients of the sum are those of each network's own loss.
     """
     vae, discriminator = model.vae, Discriminator(model.sizes.vae.channels).to(model.vae.quant_conv.weight.device)
     networks = {"vae": vae, "discriminator": discriminator} if settings.sharp else {"vae": vae}

@@ -1,6 +1,8 @@
 """The arms of the comparison: what each one changes, in a line. Steps, images per step and everything else are equal."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -20,28 +22,21 @@ def by_image(count, size, progress, settings, rng):
     return torch.rand(count, 1, 1, 1, generator=rng) < settings.alpha
 
 
-def real_from(start):
-    """Return the choice of generated images until the share `start` of the steps is done, and of real ones after it."""
-
-    def choose(count, size, progress, settings, rng):
-        return torch.full((count, 1, 1, 1), progress >= start)
-
-    return choose
+def real_from(start, count, size, progress, settings, rng):
+    """Take generated images until the share `start` of the steps is done, and real ones after it."""
+    return torch.full((count, 1, 1, 1), progress >= start)
 
 
-all_real, generated_first, none_real = real_from(0), real_from(0.5), real_from(1)
+all_real, generated_first, none_real = (partial(real_from, start) for start in (0, 0.5, 1))
 
 
 @dataclass(frozen=True)
 class Arm:
-    """augmentation: its name in emit.data.augment.  real: which pixels stay real.  source: where the others come from.
+    """What one arm changes."""
 
-    source: "generated" images, an "oracle" (further real labelled images), or "": the real image once more.
-    """
-
-    augmentation: str = "baseline"
-    real: object = all_real
-    source: str = ""
+    augmentation: str = "baseline"  # its name in emit.data.augment
+    real: Callable = all_real  # which pixels stay real
+    source: str = ""  # of the others: "generated" images, an "oracle" (further labelled ones), "" (the real image once more)
 
 
 SINGLES = ("contrast", "gamma", "brightness", "noise", "resolution", "mirror", "rotate", "scale")
@@ -60,10 +55,9 @@ CLASSICAL = (*SINGLES, "deepstack", "nnunet")
 
 
 def choose_arms(names, generated, oracle=None):
-    """Return the names of the arms asked for: a list, where "paper" and "all" are sets; the baseline comes first, always.
+    """Return the names of the arms asked for, the baseline first; "paper" and "all" leave out those that lack their images.
 
-    generated, oracle: their folders. Without one (None) "paper" and "all" leave out the arms that read it.
-    Raises InputError for an unknown name, and where a named arm lacks its images.
+    generated, oracle: the images' folders, or None. InputError for an unknown name, and where a named arm lacks its images.
     """
     sets = {"paper": PAPER, "all": tuple(ARMS)}
     wanted = [arm for name in names for arm in sets.get(name, (name,))]

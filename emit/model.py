@@ -62,10 +62,7 @@ DEMO_HED = (8, 16, 32, 32, 32)
 
 
 def demo_sizes(size: int) -> Sizes:
-    """Return DEMO, with one more halving in the autoencoder for every doubling beyond 64 pixels.
-
-    So latents stay at most 16 x 16, and the UNet as fast; each halving also doubles the latent channels.
-    """
+    """Return DEMO; for every doubling beyond 64 pixels the autoencoder halves once more, so that latents stay 16 x 16."""
     extra = max(0, math.ceil(math.log2(size / 64)))
     channels = DEMO.vae.z_channels * 2**extra
     vae = replace(DEMO.vae, z_channels=channels, channel_mult=DEMO.vae.channel_mult + DEMO.vae.channel_mult[-1:] * extra)
@@ -75,7 +72,7 @@ def demo_sizes(size: int) -> Sizes:
 
 
 def drop_captions(prompts: list, rate: float, rng: torch.Generator) -> list:
-    """Replace each prompt by the empty one with probability `rate`, so that the model also learns to do without."""
+    """Replace each prompt by the empty one with probability `rate`."""
     dropped = torch.rand(len(prompts), generator=rng) < rate
     return ["" if drop else prompt for prompt, drop in zip(prompts, dropped, strict=True)]
 
@@ -92,10 +89,7 @@ def load_hed(path: str | Path) -> tuple[nn.Module, dict]:
 
 
 def hed_side(header: dict, size: int) -> int:
-    """Return the longer side of the pictures that HED should see, from its header and the training size.
-
-    Weights of stage 1 learned the training size; public ones photographs of some 400 pixels: at 64 they see a smear.
-    """
+    """Return the longer side of what HED should see: stage 1's learned the training size, public ones photographs of 400."""
     return size if header.get("ancestry") else max(size, 256)
 
 
@@ -103,9 +97,8 @@ def hed_side(header: dict, size: int) -> int:
 def find_edges(hed: nn.Module, image: Tensor, side: int | None = None, size: int | None = None) -> Tensor:
     """Run HED on grey images (B, 1, H, W) in [-1, 1]: edge probability (B, 1, H, W), on the images' device.
 
-    HED sees no frame: it runs on the box inside of the pixels that are nan, where the edge is 0; a nan within the box (of a
-    tilted frame) is black to it. side: the longer side that HED sees, None: the image's own. size: the edges are made
-    (B, 1, size, size) at the end, None: they are not.
+    HED runs on the box inside a frame of nan, where the edge is 0; a nan within the box (of a tilted frame) is black to it.
+    side: the longer side that HED sees (None: the image's own).  size: of the edges returned (None: the image's).
     """
     device, edges, boxes = next(hed.parameters()).device, torch.zeros_like(image), {}
     for row, inside in enumerate(~image[:, 0].isnan()):
@@ -129,17 +122,13 @@ def to_grey(image: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are drawn. Defaults: the authors' DDIM 20, eta 0, control strength 1; guidance is [choice], see docs/findings.md.
-
-    guided: what the unconditional half does without, and guidance so makes stronger: "text", as in the authors' code, or
-    "text+hint", as in the guess mode of ControlNet's own code.
-    """
+    """How images are drawn: the authors' DDIM 20, eta 0, control strength 1; guidance is [choice], see docs/findings.md."""
 
     method: str = "ddim"
     steps: int = 20
     eta: float = 0.0
     guidance: float = 2.0
-    guided: str = "text+hint"
+    guided: str = "text+hint"  # what the unconditional half does without: "text" in the authors' code
     strength: float = 1.0
     guess_mode: str | None = None
     spacing: str | None = None  # the method's own
@@ -193,10 +182,7 @@ class EmitDiff(nn.Module):
         return per_sample_loss(target, self.network_output(z_t, t, self.contexts(prompts), hint))
 
     def contexts(self, prompts: list) -> Tensor:
-        """Encode B prompts to (B, 77, width), each different text once.
-
-        A prompt is a text, or a mixture ((weight, text), ...): the weighted sum of its texts' states.
-        """
+        """Encode B prompts, each a text or a mixture ((weight, text), ...) of texts' states, to (B, 77, width)."""
         mixtures = [((1.0, prompt),) if isinstance(prompt, str) else prompt for prompt in prompts]
         different = list(dict.fromkeys(text for mixture in mixtures for _, text in mixture))
         states = self.text.encode(different)
@@ -233,8 +219,7 @@ class EmitDiff(nn.Module):
     ) -> Tensor:
         """Draw images (B, 3, H, W) in [-1, 1], nan where numbers overflowed; image b depends on its prompt, hint, seed.
 
-        prompts: as in `contexts`. hint: (B, 3, H, W) in [0, 1], or None for text alone. size: (H, W), or one number for
-        both; multiples of `sizes.step`.
+        hint: (B, 3, H, W) in [0, 1], or None for text alone. size: (H, W), or one number for both; multiples of `sizes.step`.
         """
         device = next(self.unet.parameters()).device
         height, width = (size, size) if isinstance(size, int) else size
@@ -266,12 +251,10 @@ class EmitDiff(nn.Module):
     def load(
         cls, path: str | Path, controlnet: str | Path | None = None, prediction: str | None = None
     ) -> tuple["EmitDiff", list[dict]]:
-        """Return the model built from a public or own file or folder, and the headers of the files read.
+        """Return the model built from a public or own file or folder, and the headers of the files read; InputError.
 
         controlnet: a file of which that part alone is taken. A missing ControlNet starts as a copy of the UNet's encoder.
-        prediction: "eps" or "v", needed where the file does not say it (Stable Diffusion 2). Prints a line to stderr where
-        the file also holds a moving average, which is not taken. Raises InputError where a part is missing, of other
-        sizes, or where the prediction is not known or stated otherwise.
+        prediction: "eps" or "v", needed where the file does not say it (Stable Diffusion 2).
         """
         file = checkpoints.read(path, prediction=prediction)
         missing = [part for part in ("vae", "text", "unet") if part not in file.parts]

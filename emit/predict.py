@@ -3,8 +3,8 @@
     python -m emit.predict --segmenter runs/seg/ours --data FOLDER --out masks
 
 Everything is read as the training set was, which the segmenter's header tells. Writes masks/ (PNG, or NIfTI on the file's own
-grid; label values as in the training set), overlays/ (contours, of a volume on the slice where they hold most), sizes.csv,
-and manifest.jsonl, whose lines follow their files: a stopped run goes on.
+grid; label values as in the training set), overlays/ (contours, of a volume on its fullest slice), sizes.csv, and
+manifest.jsonl, whose lines follow their files.
 """
 
 import gzip

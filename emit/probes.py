@@ -3,15 +3,12 @@
 import torch
 
 from emit.evaluation.figures import costing_nothing, save_rows
-from emit.model import Sampling, to_grey
+from emit.model import to_grey
 from emit.seeds import generator, seed_from
 
 
 def choose_fixed(prompts, seed, count=32):
-    """Draw up to `count` of the cases; return their numbers, and for each a prompt of the set that is not its own.
-
-    The wrong prompts are None where the set has one prompt alone.
-    """
+    """Draw `count` of the cases; return their numbers, and another prompt of the set for each (None: it has one alone)."""
     rng = generator(seed, "fixed cases")
     numbers = torch.randperm(len(prompts), generator=rng)[:count].tolist()
     different = sorted(set(prompts))
@@ -26,7 +23,6 @@ def condition_losses(model, z_0, prompts, wrong, hint, rng):
     """Return the mean loss with the true, a zero and another case's hint, and with a wrong and the empty prompt.
 
     A condition that is used makes the loss with the true one the smallest. Same noise and timesteps for all.
-    wrong: as many prompts that differ from the true ones; None leaves that number out.
     """
     t, eps = model.draw(z_0, rng)
     asked = {
@@ -40,13 +36,10 @@ def condition_losses(model, z_0, prompts, wrong, hint, rng):
     return {name: model.losses(z_0, t, eps, *conditions).mean().item() for name, conditions in asked.items()}
 
 
-def save_samples(model, pictures, hints, path, seed, count=9, text_alone=2, sampling=Sampling()):  # noqa: B008 (frozen)
-    """Save rows of fixed cases: original, reconstruction, hint, two generated images, and `text_alone` without hint.
-
-    hints: function of a Batch. A grid that fails costs no training.
-    """
+def save_samples(model, pictures, hints, path, seed, text_alone=2):
+    """Save rows of fixed cases: original, decoded, hint (hints: of a Batch), two generated images, `text_alone` without hint."""
     with costing_nothing(path):
-        order = torch.randperm(len(pictures), generator=generator(seed, "samples"))[:count].tolist()
+        order = torch.randperm(len(pictures), generator=generator(seed, "samples"))[:9].tolist()
         batch = pictures.batch(order)
         prompts, image, hint = batch.prompts, batch.image, hints(batch)
         device = next(model.unet.parameters()).device
@@ -56,7 +49,6 @@ def save_samples(model, pictures, hints, path, seed, count=9, text_alone=2, samp
         rows = {"original": image, "decoded": decoded, "hint": hint[:, :1]}
         for sample in range(2 + text_alone):
             seeds = [seed_from(seed, "samples", i, sample) for i in order]
-            given = hint if sample < 2 else None
-            drawn = model.generate(prompts, given, seeds, pictures.size, sampling)
+            drawn = model.generate(prompts, hint if sample < 2 else None, seeds, pictures.size)
             rows[f"{'generated' if sample < 2 else 'text alone'} {sample % 2 + 1}"] = to_grey(drawn).cpu()
         save_rows(path, rows, [prompt.replace(", ", "\n", 1) for prompt in prompts])

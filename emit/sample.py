@@ -5,8 +5,8 @@
     python -m emit.sample --again pictures/0000_0.png --out again
 
 Writes a PNG for each prompt and seed, and sheet.png: a row per prompt, the condition and the pictures beside it. A PNG
-carries its settings and the SHA-256 of every file that was read. So it can be made again: bit for bit on the same machine
-with the same threads. Pictures are drawn one at a time: each depends on its prompt and its seed alone.
+carries its settings and the SHA-256 of every file that was read, so that it can be made again, bit for bit on the same
+machine with the same threads. Each picture depends on its prompt and its seed alone.
 """
 
 import io
@@ -49,7 +49,7 @@ class Settings(SamplingSettings):
     controlnet: Path | None = setting(None, "[choice] the model's own", help="a ControlNet, if the model file has none")
     hed: Path | None = setting(None, "[choice] only for --picture", help="HED weights, which find a picture's edges")
     out: Path = setting(source="[choice] your folder", help="new folder for the pictures")
-    prompt: tuple[str, ...] = setting((), "[choice] the empty prompt", help="texts, or a file with one a line", nargs="+")
+    prompt: tuple[str, ...] = setting((), "[choice] the empty prompt", help="one text or more", nargs="+")
     edges: Path | None = setting(None, "[choice] none", help="condition: an edge map, white on black")
     picture: Path | None = setting(None, "[choice] none", help="condition: the edges that HED finds in a picture")
     mask: Path | None = setting(None, "[choice] none", help="condition: a mask's outline; with --picture both, as stage 2 trains")
@@ -96,10 +96,7 @@ def read_about(path):
 
 
 def read_condition(settings, step):
-    """Return the hint (1, 3, H, W) in [0, 1], or None without a condition, and its size (H, W), multiples of `step`.
-
-    Without --size the condition keeps its own, cut down to the next multiple. All of it is stretched to the size.
-    """
+    """Return the hint (1, 3, H, W) in [0, 1], or None without a condition, and its size (H, W), multiples of `step`."""
     planes = {name: read_plane(name, getattr(settings, name)) for name in CONDITIONS if getattr(settings, name) is not None}
     shapes = {plane.shape for plane in planes.values()}  # (H, W) each
     if len(shapes) > 1:
@@ -112,7 +109,7 @@ def read_condition(settings, step):
         hed, header = load_hed(settings.hed)
         edge = find_edges(hed, planes["picture"][None, None], hed_side(header, max(size)))[0, 0]
     if edge is not None:
-        hint = resize(edge[None, None], size)
+        hint = resize(edge[None, None], size)  # stretched
     if "mask" in planes:
         labels = F.interpolate(planes["mask"][None, None], size, mode="nearest-exact")
         hint = hint + contour(labels[:, 0])  # (1, H, W) -> (1, 1, H, W)
@@ -144,19 +141,6 @@ def read_size(text, own, step):
     return int(match[2]), int(match[1])
 
 
-def list_prompts(texts):
-    """Return the prompts: the texts themselves, or the lines of the one file that they name."""
-    if len(texts) != 1 or not texts[0].endswith(".txt"):
-        return texts or ("",)
-    try:
-        lines = [line.strip() for line in Path(texts[0]).read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{texts[0]}: cannot be read as text ({getattr(error, 'strerror', error)}); give a file with one prompt a line"
-        ) from error
-    return tuple(line for line in lines if line) or ("",)
-
-
 def open_model(settings):
     """Return the model, with a trained ControlNet where there is a condition to see, and whether its pictures are grey."""
     model, headers = EmitDiff.load(settings.model, settings.controlnet, settings.prediction)
@@ -185,13 +169,6 @@ def save_sheet(path, rows):
     write_atomic(path, lambda temporary: sheet.save(temporary, "PNG"))
 
 
-def compare(path, pixels):
-    """Say whether a picture that was made again is the one in the file."""
-    before = np.asarray(Image.open(path)).astype(int)
-    furthest = np.abs(before - pixels).max()
-    print(f"{path}: {'the same pixels' if furthest == 0 else f'differs by up to {furthest} grey levels'}")
-
-
 def check_files(settings):
     """Return {name: SHA-256} of the files read; with --again they must be those that the picture was made from."""
     digests = {name: sha256(getattr(settings, name)) for name in FILES if getattr(settings, name) is not None}
@@ -209,7 +186,7 @@ def main():
     settings = parse(Settings, inherit=inherit)
     if settings.out.exists() and (not settings.out.is_dir() or any(settings.out.glob("*.png"))):
         raise InputError(f"{settings.out}: already holds pictures, or is one; choose another folder")
-    digests, prompts = check_files(settings), list_prompts(settings.prompt)
+    digests, prompts = check_files(settings), settings.prompt or ("",)
     device = distributed.start(settings.device)
     model, grey = open_model(settings)
     model.to(device).requires_grad_(False)
@@ -236,7 +213,8 @@ def main():
                 sheet[row].append(pixels)
                 bar.update()
     if settings.again is not None:
-        compare(settings.again, pixels)
+        furthest = np.abs(np.asarray(Image.open(settings.again)).astype(int) - pixels).max()
+        print(f"{settings.again}: {f'differs by up to {furthest} grey levels' if furthest else 'the same pixels'}")
     save_sheet(settings.out / "sheet.png", sheet)
 
 

@@ -58,11 +58,6 @@ def test_arms_that_cannot_run_are_refused(names, message):
         arms.choose_arms(names, None)
 
 
-def test_arms_that_read_generated_images():
-    names = {name for name, arm in arms.ARMS.items() if arm.source == "generated"}
-    assert names == {name for name in arms.ARMS if name.startswith(("ours", "mixed", "generated"))}
-
-
 @pytest.mark.parametrize("stack", ["", "+deepstack", "+nnunet"])
 def test_an_oracle_differs_from_its_arm_by_the_images_alone(stack):
     for name, oracle in zip(arms.USES, arms.ORACLES, strict=True):

@@ -104,8 +104,7 @@ def test_a_seed_is_the_head_of_a_sha256_and_tells_its_parts_apart():
     digest = hashlib.sha256(b"a\x1f1").hexdigest()
     assert seed_from("a", 1) == int(digest[:16], 16) // 2 == 4742018630964328543
     seeds = {seed_from(*parts) for parts in [("a", 1), ("a", 2), ("a1",), (1, "a"), ("a", 1, ""), ("a", 11), ("a1", 1)]}
-    assert len(seeds) == 7
-    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert len(seeds) == 7 and all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_generator_repeats_and_leaves_the_global_state_alone():
@@ -115,14 +114,11 @@ def test_generator_repeats_and_leaves_the_global_state_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_seeded_noise_is_the_same_in_any_batch():
+def test_seeded_noise_is_the_same_in_any_batch_and_standard_normal():
     together, alone = SeededNoise([5, 6, 7], (2, 3)), SeededNoise([6], (2, 3))
     for _ in range(3):  # each call moves on by the same amount in both
         assert torch.equal(together()[1:2], alone())
     assert not torch.equal(together()[0], together()[0])
-
-
-def test_seeded_noise_is_standard_normal():
     noise = SeededNoise(range(100), (1000,))()
     assert abs(noise.mean()) < 0.013  # four standard errors of 1e5 draws: 4 / sqrt(1e5)
     assert abs(noise.var() - 1) < 0.018  # 4 sqrt(2 / 1e5)

@@ -21,7 +21,7 @@ from emit.data.geometry import LINEAR, fit
 from emit.dataset import LabelledSet, SetSettings
 from emit.errors import InputError
 from emit.model import EmitDiff, demo_sizes, find_edges
-from emit.networks.discriminator import Discriminator, hinge_loss
+from emit.networks.discriminator import Discriminator
 from emit.networks.vae import Posterior
 from emit.probes import choose_fixed
 
@@ -211,31 +211,6 @@ def test_the_autoencoder_is_scaled_as_it_is_saved(sharp, settings, monkeypatch):
     assert model.vae.scale * means.std().item() == pytest.approx(1, rel=1e-5)
 
 
-def test_an_autoencoder_with_an_adversary_resumes_bit_for_bit(settings, tmp_path, monkeypatch):
-    """Stopped in step 6 of 8, when the adversary has begun (at 4), and resumed from the state of step 5."""
-
-    def train(name, resume=False):
-        torch.manual_seed(0)
-        model = EmitDiff(demo_sizes(64))
-        own = replace(settings, sharp=0.5, save_every=5, out=tmp_path / name, resume=resume)
-        train_pretrain.train_autoencoder(model, TrainingImages(CASES, SIZE), own)
-        return model.vae
-
-    def stop(real, fake, calls=[]):  # noqa: B006
-        calls.append(0)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return hinge_loss(real, fake)
-
-    whole = train("whole")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train_pretrain, "hinge_loss", stop)
-        train("cut")
-    assert torch.load(tmp_path / "cut" / "vae" / "state.pt", weights_only=True)["step"] == 5
-    resumed = train("cut", resume=True)
-    assert resumed.scale == whole.scale and all(map(torch.equal, whole.parameters(), resumed.parameters()))
-
-
 def test_hed_learns_each_pictures_own_boundary(settings, tmp_path, monkeypatch):
     settings = replace(settings, boundaries=tmp_path)
     for number in range(COUNT):
@@ -333,54 +308,6 @@ def test_stage_2_probes_fixed_cases_with_the_average_it_keeps(model, fine_tune, 
 # ---- the generator
 
 
-class Framing(nn.Module):
-    """A generator that draws the case itself, with a white frame around it; what HED sees of the frame it takes for an edge."""
-
-    def __init__(self, picture):
-        super().__init__()
-        self.weight, self.picture = nn.Parameter(torch.ones(())), torch.as_tensor(picture)
-
-    def generate(self, prompts, hint, seeds, size, *_):
-        return fit(self.picture, size, LINEAR, 1.0).expand(len(prompts), 3, size, size)
-
-
-def test_a_bent_frame_is_no_edge_and_bent_noise_stays_noise(conditions, tmp_path):
-    rng = np.random.default_rng(0)
-    wide = rng.normal(0, 0.2, (16, 32)).astype(np.float32).clip(-1, 1)
-    images = TrainingImages([Case("wide", "wide", "", "", "", lambda path: (wide, None))], 32, 32)
-    labelled = LabelledSet(images.cases, ("background", "lesion"), [], SetSettings(data=tmp_path), 32, "hed", 32)
-    settings = generate.Settings(model=tmp_path, finetuned=tmp_path, hed=tmp_path, out=tmp_path)
-    model = nn.Module()
-    model.vae, model.weight = HalfVAE(), nn.Parameter(torch.ones(()))
-    jobs = [generate.Job(0, index, "", 0, None) for index in range(20)]
-    _, _, frames, texture = generate.make_conditions(model, PixelHED(), images, None, jobs, labelled, settings)
-    assert len({frame.sum().item() for frame in frames}) > 5  # tilted and bent
-    inside = texture[:, 0][~frames & (texture[:, 0] > -0.45)]
-    assert inside.std() == pytest.approx(0.1, abs=0.01)  # half of 0.2; bilinear sampling leaves two thirds of it
-    unframed = texture.masked_fill(frames[:, None], np.nan)
-    edges = find_edges(PixelHED(), unframed, 32)
-    assert edges.isfinite().all() and not edges[:, 0][frames].any() and (edges[:, 0][~frames] > 0).all()
-
-
-@pytest.mark.parametrize("side", [32, 64])
-def test_the_agreement_of_edges_counts_no_frame(tmp_path, side):
-    picture = np.full((16, 32), -0.9, np.float32)
-    picture[4:12, 6:14] = 0.9
-    (tmp_path / "case.png").touch()
-    case = Case("wide", "wide", "prompt", "", str(tmp_path / "case.png"), lambda path: (picture, (picture > 0).astype(np.uint8)))
-    labelled = LabelledSet([case], ("background", "lesion"), [], SetSettings(data=tmp_path), 32, "hed", side)
-    settings = generate.Settings(model=tmp_path, finetuned=tmp_path, hed=tmp_path, out=tmp_path, n=1, vary=0.0, texture=0.0)
-    hed = PixelHED()
-    hed.forward = lambda image: (image[:, :1] + 1.5) / 3  # black is an edge, too
-    generate.generate_fold(Framing(picture), hed, [case], labelled, settings, {}, tmp_path)
-    (line,) = map(json.loads, (tmp_path / "manifest.jsonl").read_text().splitlines())
-    assert (line["edge_agreement"], line["hed_size"], line["hint"]) == (1.0, side, "hed")
-    edge = np.asarray(Image.open(tmp_path / "edges" / line["file"])) / 255
-    assert not edge[:7].any() and not edge[25:].any()
-    # one grey level; where the view has twice the size, a triangle softens what is not flat
-    assert np.abs(edge[8:24] - (picture + 1.5) / 3)[2:-2].max() < (0.003 if side == 32 else 0.4)
-
-
 class HalfVAE(nn.Module):
     """Loses half of every pixel."""
 
@@ -391,17 +318,74 @@ class HalfVAE(nn.Module):
         return z
 
 
+class Framing(nn.Module):
+    """A generator that draws the case itself, with a white frame around it; what HED sees of the frame it takes for an edge."""
+
+    def __init__(self, picture):
+        super().__init__()
+        self.weight, self.picture, self.vae = nn.Parameter(torch.ones(())), torch.as_tensor(picture), HalfVAE()
+
+    def generate(self, prompts, hint, seeds, size, *_):
+        return fit(self.picture, size, LINEAR, 1.0).expand(len(prompts), 3, size, size)
+
+
+def generator_of(folder, cases, size, view, **change):
+    """Return the labelled set of some cases and settings of the generator."""
+    labelled = LabelledSet(cases, ("background", "lesion"), [], SetSettings(data=folder), size, "hed", view)
+    return labelled, generate.Settings(model=folder, finetuned=folder, hed=folder, out=folder, **change)
+
+
+def generate_one(folder, picture, mask, hed, view=32, **change):
+    """Generate one image of a case and return its line of the manifest."""
+    (folder / "case.png").touch()
+    case = Case("one", "one", "prompt", "", str(folder / "case.png"), lambda path: (picture, mask))
+    labelled, settings = generator_of(folder, [case], 32, view, n=1, vary=0.0, **change)
+    generate.generate_fold(Framing(picture), hed, [case], labelled, settings, {}, folder)
+    (line,) = map(json.loads, (folder / "manifest.jsonl").read_text().splitlines())
+    return line
+
+
+def test_a_bent_frame_is_no_edge_and_bent_noise_stays_noise(tmp_path):
+    wide = np.random.default_rng(0).normal(0, 0.2, (16, 32)).astype(np.float32).clip(-1, 1)
+    images = TrainingImages([Case("wide", "wide", "", "", "", lambda path: (wide, None))], 32, 32)
+    jobs = [generate.Job(0, index, "", 0, None) for index in range(20)]
+    labelled, settings = generator_of(tmp_path, images.cases, 32, 32)
+    _, _, frames, texture = generate.make_conditions(Framing(wide), PixelHED(), images, None, jobs, labelled, settings)
+    assert len({frame.sum().item() for frame in frames}) > 5  # tilted and bent
+    inside = texture[:, 0][~frames & (texture[:, 0] > -0.45)]
+    assert inside.std() == pytest.approx(0.1, abs=0.01)  # half of 0.2; bilinear sampling leaves two thirds of it
+    edges = find_edges(PixelHED(), texture.masked_fill(frames[:, None], np.nan), 32)
+    assert edges.isfinite().all() and not edges[:, 0][frames].any() and (edges[:, 0][~frames] > 0).all()
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_the_agreement_of_edges_counts_no_frame(tmp_path, side):
+    picture, hed = np.full((16, 32), -0.9, np.float32), PixelHED()
+    picture[4:12, 6:14] = 0.9
+    hed.forward = lambda image: (image[:, :1] + 1.5) / 3  # black is an edge, too
+    line = generate_one(tmp_path, picture, (picture > 0).astype(np.uint8), hed, side, texture=0.0)
+    assert (line["edge_agreement"], line["hed_size"], line["hint"]) == (1.0, side, "hed")
+    edge = np.asarray(Image.open(tmp_path / "edges" / line["file"])) / 255
+    assert not edge[:7].any() and not edge[25:].any()
+    # one grey level; where the view has twice the size, a triangle softens what is not flat
+    assert np.abs(edge[8:24] - (picture + 1.5) / 3)[2:-2].max() < (0.003 if side == 32 else 0.4)
+
+
+def test_the_texture_is_in_the_picture(tmp_path):
+    picture = np.linspace(-0.5, 0.5, 32 * 32, dtype=np.float32).reshape(32, 32)
+    line = generate_one(tmp_path, picture, np.ones((32, 32), np.uint8), PixelHED())
+    pixels = np.asarray(Image.open(tmp_path / "images" / line["file"])) / 127.5 - 1
+    assert np.abs(pixels - 1.5 * picture).max() < 1 / 127  # of 8 bits
+
+
 @pytest.fixture
 def conditions(tmp_path):
     """Return a function (jobs, tissue, settings) of what the ControlNet and the picture are given."""
-    labelled = LabelledSet(CASES, ("background", "lesion"), [], SetSettings(data=tmp_path), SIZE, "hed", SIZE)
-    model = nn.Module()
-    model.vae, model.weight = HalfVAE(), nn.Parameter(torch.ones(()))
 
     def make(jobs, tissue=None, **change):
-        settings = generate.Settings(model=tmp_path, finetuned=tmp_path, hed=tmp_path, out=tmp_path, **change)
-        jobs = [generate.Job(case, index, "", 0, 1) for case, index in jobs]
-        return generate.make_conditions(model, PixelHED(), TrainingImages(CASES, SIZE, SIZE), tissue, jobs, labelled, settings)
+        labelled, settings = generator_of(tmp_path, CASES, SIZE, SIZE, **change)
+        jobs, images = [generate.Job(case, index, "", 0, 1) for case, index in jobs], TrainingImages(CASES, SIZE, SIZE)
+        return generate.make_conditions(Framing(CASES[0].image), PixelHED(), images, tissue, jobs, labelled, settings)
 
     return make
 
@@ -431,20 +415,5 @@ def test_tissue_gives_its_edges_and_texture_and_takes_the_lesion(conditions):
     assert frames[0, :6].all() and frames[0, 10:].all() and not frames[0, 6:10].any()
     own = TrainingImages(CASES, SIZE).read([3])[1]
     assert torch.equal(masks[0, 6:10], own[0, 6:10]) and own[0][frames[0]].any() and not masks[0][frames[0]].any()
-    assert torch.allclose(hint[0, 0, 6:10, 0], torch.full((4,), 0.6)) and torch.allclose(
-        texture[0, 0, 6:10], torch.full((4, 16), 0.1)
-    )
+    assert torch.allclose(hint[0, 0, 6:10, 0], torch.tensor(0.6)) and torch.allclose(texture[0, 0, 6:10], torch.tensor(0.1))
     assert torch.allclose(hint[0, 0][masks[0] > 0], torch.tensor((level_of(3) + 1) / 2))
-
-
-def test_the_texture_is_in_the_picture(tmp_path):
-    picture = np.linspace(-0.5, 0.5, 32 * 32, dtype=np.float32).reshape(32, 32)
-    (tmp_path / "case.png").touch()
-    case = Case("one", "one", "prompt", "", str(tmp_path / "case.png"), lambda path: (picture, np.ones((32, 32), np.uint8)))
-    labelled = LabelledSet([case], ("background", "lesion"), [], SetSettings(data=tmp_path), 32, "hed", 32)
-    settings = generate.Settings(model=tmp_path, finetuned=tmp_path, hed=tmp_path, out=tmp_path, n=1, vary=0.0)
-    model = Framing(picture)
-    model.vae = HalfVAE()
-    generate.generate_fold(model, PixelHED(), [case], labelled, settings, {}, tmp_path)
-    (path,) = (tmp_path / "images").iterdir()
-    assert np.abs(np.asarray(Image.open(path)) / 127.5 - 1 - 1.5 * picture).max() < 1 / 127  # of 8 bits

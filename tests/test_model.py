@@ -18,7 +18,6 @@ from emit.data.cache import Batch
 from emit.errors import InputError
 from emit.model import EmitDiff, Sampling, drop_captions, find_edges, hed_side, load_hed, to_grey
 from emit.networks.hed import HED, HEDv11
-from emit.networks.vae import Posterior
 from tests.golden.files import SD1, SIZES, read_model, write_original
 
 PLAIN = Sampling(steps=2, guidance=3.0)
@@ -94,9 +93,11 @@ def test_v_prediction_is_eps_prediction_in_other_words(model, monkeypatch):
         t = torch.tensor([3, 500, 900])
         z_0, eps = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
         image = other.generate(["CT", "MRI"], None, [1, 2], 32, replace(PLAIN, steps=5))
-        found[prediction] = other.losses(z_0, t, eps, ["CT", "", "CT"]), image, other.schedule.at(t).flatten().float()
-    (loss_eps, image_eps, ab), (loss_v, image_v, _) = found["eps"], found["v"]
+        eps_hat = other.predict(z_0, t, other.contexts(["CT", "", "CT"]))
+        found[prediction] = other.losses(z_0, t, eps, ["CT", "", "CT"]), image, eps_hat, other.schedule.at(t).flatten().float()
+    (loss_eps, image_eps, eps_hat, ab), (loss_v, image_v, eps_hat_v, _) = found["eps"], found["v"]
     torch.testing.assert_close(loss_eps, ab * loss_v, rtol=1e-3, atol=0)  # 1 / ab reaches 80 at t = 900
+    torch.testing.assert_close(eps_hat, eps_hat_v, rtol=0, atol=1e-5)  # float32 with 1 / sqrt(ab) = 10
     torch.testing.assert_close(image_eps, image_v, rtol=0, atol=2e-3)  # 1 / sqrt(ab) is 15 at t = 999
 
 
@@ -123,13 +124,6 @@ def test_captions_are_dropped_at_the_rate(rate):
     count = dropped.count("")
     assert abs(count - 10_000 * rate) <= 5 * (10_000 * rate * (1 - rate)) ** 0.5  # binomial, 5 sigma
     assert all(after in ("", before) for before, after in zip(prompts, dropped, strict=True))
-
-
-def test_each_prompt_keeps_its_own_context(model):
-    prompts = ["CT", "MRI", "CT", ""]
-    contexts = model.contexts(prompts)
-    for context, prompt in zip(contexts, prompts, strict=True):
-        torch.testing.assert_close(context, model.text.encode([prompt])[0], rtol=0, atol=2e-6)  # batch rounding
 
 
 def test_latents_are_drawn_from_the_posterior_encoded_once(model, monkeypatch):
@@ -170,11 +164,11 @@ def test_to_grey_by_hand():
     assert torch.equal(to_grey(image), torch.full((1, 1, 2, 2), 0.25))
 
 
-def test_a_mixture_is_the_weighted_sum_of_its_texts_states(model):
-    states = model.text.encode(["CT", "darker"])
-    mixed, plain = model.contexts([((0.75, "CT"), (0.25, "darker")), "CT"])
-    torch.testing.assert_close(mixed, 0.75 * states[0] + 0.25 * states[1])
-    assert torch.equal(plain, states[0])
+def test_each_prompt_keeps_its_own_context_and_a_mixture_is_the_weighted_sum_of_its_texts_states(model):
+    prompts = ["CT", "darker", "CT", "", ((0.75, "CT"), (0.25, "darker"))]
+    ct, darker, empty = (model.text.encode([prompt])[0] for prompt in ("CT", "darker", ""))
+    for context, expected in zip(model.contexts(prompts), (ct, darker, ct, empty, 0.75 * ct + 0.25 * darker), strict=True):
+        torch.testing.assert_close(context, expected, rtol=0, atol=2e-6)  # batch rounding
 
 
 @pytest.fixture
@@ -332,13 +326,6 @@ def test_hed_sees_the_side_that_is_asked_for_and_its_edges_come_back():
 def test_the_side_that_hed_sees_follows_what_it_was_trained_on():
     ours = {"ancestry": [{"stage": "hed"}]}
     assert [hed_side(header, size) for header in ({}, {"config": {}}, ours) for size in (64, 384)] == [256, 384, 256, 384, 64, 384]
-
-
-def test_latents_and_posteriors_share_one_scale(model):
-    """What training sees is what generation decodes: decode(mode) is the decoder on the unscaled mean."""
-    posterior = Posterior(torch.full((1, 4, 8, 8), 0.5), torch.zeros(1, 4, 8, 8), model.vae.scale)
-    direct = model.vae.decoder(model.vae.post_quant_conv(posterior.mean))
-    torch.testing.assert_close(model.vae.decode(posterior.mode()), direct, rtol=0, atol=1e-5)  # one division's rounding
 
 
 FULL_SIZE = """

@@ -1,6 +1,5 @@
 """emit.sample draws what diffusers' pipelines draw, and the same picture again from its own PNG."""
 
-import json
 import sys
 
 import numpy as np
@@ -87,13 +86,6 @@ def test_conditions(files, tmp_path, monkeypatch):
     assert np.abs(sheets["both"] - (sheets["picture"] + sheets["mask"]).clip(0, 255)).max() <= 1  # two roundings
 
 
-def test_prompts_come_from_a_file(files, tmp_path, monkeypatch):
-    (tmp_path / "prompts.txt").write_text("one, with a comma\n\ntwo\n")
-    draw(monkeypatch, files, tmp_path / "out", "--prompt", tmp_path / "prompts.txt", "--size", "16x16", "--steps", 1)
-    about = [json.loads(Image.open(tmp_path / "out" / f"000{row}_0.png").text[sample.CHUNK]) for row in range(2)]
-    assert [one["settings"]["prompt"] for one in about] == [["one, with a comma"], ["two"]]
-
-
 def test_like_sd15_leaves_what_a_flag_says():
     values, _ = sample.inherit({"like": "sd15", "steps": 20})
     assert values == {"method": "plms", "spacing": "leading", "guidance": 7.5, "guided": "text", "size": "512x512"}
@@ -108,7 +100,6 @@ def test_like_sd15_leaves_what_a_flag_says():
         (["--picture", "picture.png", "--controlnet", "control.safetensors"], "--picture: its edges are found by HED"),
         (["--edges", "edges.png", "--mask", "mask.png", "--controlnet", "control.safetensors"], "leave out --picture and --mask"),
         (["--again", "mask.png"], "mask.png: is no picture of emit.sample"),
-        (["--prompt", "none.txt", "--size", "16x16"], "none.txt: cannot be read as text"),
         (["--size", "16x16", "--controlnet", "control.safetensors"], "--controlnet or --hed: would do nothing"),
         (["--size", "16x16", "--hed", "hed.safetensors"], "--controlnet or --hed: would do nothing"),
         (["--size", "16x16", "--seeds", ""], "--seeds: is empty; give at least one number"),

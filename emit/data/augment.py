@@ -1,8 +1,8 @@
 """The classical arms that generated images are compared with, and the merging of generated with real images.
 
-Images (B, C, H, W) in [-1, 1], masks (B, H, W). Each sample has its own draw, from the generator rng alone. The geometric
-arms fill with -1 and label 0. The ranges of the eight single arms are the paper's, with probability 1 (Mirror: 1/2 for
-each axis). Brightness and noise may leave [-1, 1]: nothing is normalised back, which would undo them.
+Images (B, C, H, W) in [-1, 1], masks (B, H, W); outside are -1 and label 0. Each sample has its own draw, from the generator
+rng alone. The ranges of the eight single arms are the paper's, with probability 1. Brightness and noise may leave [-1, 1]:
+nothing is clamped or normalised back, which would undo part of them.
 """
 
 import torch
@@ -33,7 +33,7 @@ def gamma_keeping_statistics(image, rng):
 
 
 def brightness(image, rng):
-    """Add one draw of N(0, 0.5^2) to the whole image. Not clamped: a clamp would undo part of it."""
+    """Add one draw of N(0, 0.5^2) to the whole image."""
     return image + 0.5 * _draw_normal((len(image), 1, 1, 1), image, rng)
 
 
@@ -43,10 +43,7 @@ def noise(image, rng):
 
 
 def resolution(image, rng):
-    """Keep U(0.5, 1) of rows and columns alike (nearest), then resize back (bilinear) [choice: nnU-Net's range].
-
-    No filter before the sampling, as in nnU-Net, so fine structure aliases as it does between thick, sparse samples.
-    """
+    """Keep U(0.5, 1) of rows and columns alike (nearest, unfiltered), then resize back (bilinear) [choice: as nnU-Net]."""
     height, width = image.shape[-2:]
     zoom, lowered = draw_uniform(0.5, 1.0, image, rng), torch.empty_like(image)
     sizes = torch.stack([torch.round(zoom * n).clamp(min=1).long() for n in (height, width)], dim=1)  # (B, 2)
@@ -89,9 +86,8 @@ def scale(image, mask, rng):
 def deep_stack(image, mask, rng):
     """DeepStack: elastic, rotation, scale, gamma, mirror, as in nnU-Net version 1, where the paper's ranges come from.
 
-    Elastic: smoothing sigma U(9, 13) px, displacement U(0, 3.6) px rms on 384 px, in proportion on other sizes (2D default
-    there: alpha up to 200 on uniform noise). The paper gives the ranges of scale (above 1 the content shrinks) and gamma
-    only; the rest is [choice: nnU-Net's].
+    Elastic: smoothing sigma U(9, 13) px, displacement U(0, 3.6) px rms on 384 px, in proportion on other sizes. The paper
+    gives the ranges of scale (above 1 the content shrinks) and gamma only; the rest is [choice: nnU-Net's].
     """
     image, mask = _warp_sometimes(image, mask, rng, degrees=15.0, window=(0.85, 1.25), elastic=True)
     return mirror(_sometimes(0.3, gamma_keeping_statistics, image, rng), mask, rng)
@@ -144,10 +140,7 @@ def augment(image, mask, name, rng):
 
 
 def draw_patches(count, size, alpha, cells, rng):
-    """Draw m (B, 1, H, W), true where real: U(0, 1) < alpha on cells x cells, resized to H x W   (paper, Algorithm 1).
-
-    size = (H, W). Nearest neighbour: 6 cells on 384 pixels are patches of 64, on 64 pixels patches of 10 or 11.
-    """
+    """Draw m (B, 1, H, W), true where real: U(0, 1) < alpha on cells x cells, resized to size (H, W)   (paper, Algorithm 1)."""
     real = torch.rand(count, 1, cells, cells, generator=rng) < alpha
     return F.interpolate(real.float(), size, mode="nearest-exact").bool()  # (B, 1, cells, cells) -> (B, 1, H, W)
 

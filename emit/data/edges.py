@@ -15,8 +15,7 @@ SCHARR = torch.tensor([
 def contour(mask):
     """min(|Scharr * y|, 1) of a label map: mask (B, H, W) -> (B, 1, H, W) of zeros and ones      (authors' code).
 
-    The line is two pixels wide, one on each side of the boundary, and 1 for every pair of neighbouring labels.
-    The border is replicated, so the frame of the image is no contour. A structure one pixel wide keeps its flanks only.
+    The line is two pixels wide, one on each side of the boundary. The image's frame is no contour.
     """
     labels = F.pad(mask[:, None].float(), (1, 1, 1, 1), mode="replicate")  # (B, H, W) -> (B, 1, H + 2, W + 2)
     gradient = F.conv2d(labels, SCHARR.to(labels.device)[:, None])  # (B, 2, H, W)
@@ -29,15 +28,12 @@ def edge_condition(edge, mask):
 
 
 def mask_map(mask, classes):
-    """Labels as grey levels: y / (classes - 1), (B, H, W) -> (B, 1, H, W) in [0, 1]. Labels must be 0..classes-1."""
+    """Labels 0..classes-1 as grey levels: y / (classes - 1), (B, H, W) -> (B, 1, H, W) in [0, 1]."""
     return mask[:, None].float() / max(classes - 1, 1)
 
 
 def box_map(mask, classes):
-    """Frames, one pixel wide, around every connected component (8 neighbours): (B, H, W) -> (B, 1, H, W) in [0, 1].
-
-    Its grey level is its label's in mask_map; where frames cross, the higher label wins.
-    """
+    """Frames, one pixel wide, around every connected component (8 neighbours), at the grey levels of mask_map."""
     boxes = torch.zeros_like(mask_map(mask, classes))
     for canvas, labels in zip(boxes[:, 0], mask.cpu().numpy(), strict=True):
         for label in range(1, classes):
@@ -45,7 +41,7 @@ def box_map(mask, classes):
             for box in ndimage.find_objects(components):
                 frame = canvas[box]
                 for side in (frame[0], frame[-1], frame[:, 0], frame[:, -1]):
-                    side.clamp_(min=label / (classes - 1))
+                    side.clamp_(min=label / (classes - 1))  # where frames cross, the higher label wins
     return boxes
 
 
@@ -70,9 +66,8 @@ def make_hint(kind, mask, edge, classes):
 def edge_agreement(edge, reference, threshold=0.5, tolerance=1):
     """F1 of edge pixels, per sample: how well `edge` (of a generated image) follows `reference` (its hint).
 
-    P: share of edge pixels with a reference pixel within `tolerance` rows and columns; R: the reverse. Like BSDS's F at
-    one fixed threshold, without thinning and one-to-one matching. edge, reference: (B, 1, H, W) in [0, 1], an edge where
-    >= threshold. Returns (B,): 1 if both are empty, 0 if one is.
+    P: share of edge pixels with a reference pixel within `tolerance` rows and columns; R: the reverse. edge, reference:
+    (B, 1, H, W) in [0, 1], an edge where >= threshold. Returns (B,): 1 if both are empty, 0 if one is.
     """
     edge, reference = (edge >= threshold).float(), (reference >= threshold).float()
     precise, recalled = _share_near(edge, reference, tolerance), _share_near(reference, edge, tolerance)  # (B,)

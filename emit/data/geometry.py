@@ -13,8 +13,7 @@ def fit(array, size, order, fill):
     """Letterbox: pad to a square with `fill`, centred (an odd row or column goes to the end), resize to (size, size).
 
     array: (H, W) or (C, H, W), numpy or tensor; returns a tensor. order: NEAREST keeps labels and dtype; LINEAR is
-    bilinear, averaged over the covered area (antialiased) when it shrinks, and returns floating point.
-    fill: -1 for images in [-1, 1], 0 for edges and masks; nan marks every pixel that is not wholly of the picture.
+    antialiased bilinear. fill: nan marks every pixel that is not wholly of the picture.
     """
     tensor = torch.as_tensor(array)
     height, width = tensor.shape[-2:]
@@ -29,10 +28,7 @@ def fit(array, size, order, fill):
 
 
 def unfit(logits, shape):
-    """Take logits (..., K, size, size) back to the native grid (..., K, H, W), shape = (H, W): the inverse of a LINEAR fit.
-
-    Scores are resized and the label chosen afterwards, so that the contour falls between the coarse pixels.
-    """
+    """Take logits (..., K, size, size) back to the native grid (..., K, H, W), shape = (H, W): the inverse of a LINEAR fit."""
     height, width = shape
     side, top, left = _square(height, width)
     size = logits.shape[-1]
@@ -87,8 +83,7 @@ def warp_pair(image, mask, matrix, displacement=None):
 def random_warp(image, edge, mask, rng, degrees=20.0, window=(0.75, 1.05)):
     """Turn by U(-degrees, degrees), centre-crop or pad to U(window) of the side, resize back: one draw for all three.
 
-    Defaults: the authors' fine-tuning. edge (B, 1, H, W): bilinear, filled with 0; image and mask as of warp_pair. Each
-    sample has its own draw. Rotation, crop and resize are one resampling.
+    Defaults: the authors' fine-tuning. edge (B, 1, H, W): bilinear, filled with 0; image and mask as of warp_pair.
     """
     matrix = similarity(draw_uniform(-degrees, degrees, image, rng), draw_uniform(*window, image, rng))
     image, mask = warp_pair(image, mask, matrix)

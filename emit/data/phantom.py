@@ -28,10 +28,7 @@ TASKS = {  # folder: modality, channels, labels, mm across a picture and between
 
 
 def draw_patient(modality, population, patient, pathology, size=64, seed=0, count=None):
-    """Return a patient's pictures, a list of PhantomSlice: `count` images (US) or slices from bottom to top (CT, MR).
-
-    A picture depends on (seed, population, modality, patient, index) and its pathology alone.
-    """
+    """Return a patient's pictures, a list of PhantomSlice: `count` images (US) or slices from bottom to top (CT, MR)."""
     key = (seed, "phantom", population, modality, patient)
     pictures = []
     for i, z in enumerate(np.linspace(-0.75, 0.75, count or IMAGES_PER_PATIENT[modality])):
@@ -48,7 +45,6 @@ def to_grey(modality, pictures):
 
 
 def save_png(path, array, mode="L"):
-    """Write an 8-bit array, converted to a PIL mode."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).convert(mode).save(path)
 
@@ -108,11 +104,10 @@ def write_volumes(folder, size, seed, patients):
 
 
 def write_phantoms(root, size=64, seed=0, pretrain=900, busi=60, patients=8, fresh=0):
-    """Write `pretrain` images, `busi` images and `patients` volumes per task under root, a new or empty folder.
+    """Write `pretrain` images, `busi` images and `patients` volumes per task under root, a new or empty folder; InputError.
 
-    root/radiology_ai and root/boundaries (the same paths) are for pre-training; root/BUSI, root/Task09_Spleen and
-    root/Task05_Prostate are labelled. root/BUSI_test and root/BUSI_oracle: `fresh` further patients each, as BUSI's, for
-    train_seg.py's --test and --oracle. root appears whole or not at all. Raises InputError where it cannot be written.
+    root/radiology_ai and root/boundaries (the same paths) are for pre-training, the others are labelled; root/BUSI_test and
+    root/BUSI_oracle: `fresh` further patients each. root appears whole or not at all.
     """
     root = Path(root)
     temporary = root.with_name(f".{root.name}.tmp")  # what a kill leaves, the next call replaces

@@ -25,10 +25,7 @@ APPEARANCE_PHRASES = (  # [paper] 50 phrases about appearance, never about anato
 
 
 def describe(modality, organ, pathology=None):
-    """Return the prompt "US, breast, benign" (paper, section on text conditions); without pathology "US, thyroid".
-
-    A level that is an abbreviation as a whole is spelt out; underscores become spaces.
-    """
+    """Return the prompt "US, breast, benign" (paper, section on text conditions), a level that is an abbreviation spelt out."""
     return ", ".join(ABBREVIATIONS.get(level.lower(), level.replace("_", " ")) for level in (modality, organ, pathology) if level)
 
 
@@ -38,10 +35,7 @@ def draw_phrase(rng):
 
 
 def add_phrase(prompt, phrase, weight=None):
-    """Return the text "US, breast, enhance contrast" (paper, Fig. 1), or with a weight w what the paper calls c_t + c_aug:
-
-    the mixture ((1 - w, prompt), (w, phrase)) of the two texts' states.
-    """
+    """Return "US, breast, enhance contrast" (paper, Fig. 1), or with a weight the mixture of both texts' states (c_t + c_aug)."""
     if weight is None:
         return f"{prompt}, {phrase}" if prompt else phrase
     return ((1 - weight, prompt), (weight, phrase))

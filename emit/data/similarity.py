@@ -14,10 +14,7 @@ ROWS = 2048  # thumbnails compared with all others at a time
 
 
 def content_hash(image):
-    """Return the first 16 hexadecimal digits of a picture's SHA-256 as an int below 2**64.
-
-    image: decoded, (H, W) in [-1, 1]. Hashed are its shape and 256 grey levels: the same under any name, format or depth.
-    """
+    """Return the head of the SHA-256 of a picture (H, W) in [-1, 1], as 256 grey levels, and its shape: an int below 2**64."""
     levels = np.floor((image.astype(np.float64) + 1) * 127.5 + 0.501).astype(np.uint8)  # .501, as ties hang on rounding
     return int(hashlib.sha256(f"{image.shape}".encode() + levels.tobytes()).hexdigest()[:16], 16)
 
@@ -25,8 +22,7 @@ def content_hash(image):
 def thumbnails(images, side):
     """Return (N, side * side) float32 grey area averages, each of zero mean and unit length: products are correlations.
 
-    images: arrays or CPU tensors, (H, W) or (C, H, W), in any range. A constant image, or one with less than 1e-6 of its
-    range left, becomes zeros and correlates 0 with everything.
+    images: arrays or CPU tensors, (H, W) or (C, H, W), in any range; a constant one becomes zeros.
     """
     rows = []
     for image in images:
@@ -43,9 +39,8 @@ def thumbnails(images, side):
 def join_near_duplicates(cases, threshold=0.9):
     """Return the cases regrouped: those of one group, of one picture, or of look-alike pictures share a group.
 
-    Alike: the same content hash, or 32 x 32 thumbnails that correlate above the threshold; groups are the connected
-    components, named after their first group. Blank pictures link nobody. Meant for sets without patients: slices
-    of two patients at one level look alike as well. Reads every picture once; time and memory grow as n^2.
+    Alike: the same content hash, or 32 x 32 thumbnails that correlate above the threshold; blank pictures link nobody.
+    Meant for sets without patients: slices of two patients at one level look alike as well.
     """
     small = np.zeros((len(cases), SIDE * SIDE), np.float32)
     links, first = [], {}

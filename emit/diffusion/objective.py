@@ -10,17 +10,8 @@ from emit.diffusion.schedule import Schedule, eps_to_z0, posterior, posterior_va
 
 
 def per_sample_loss(eps: Tensor, eps_hat: Tensor) -> Tensor:
-    """Return the mean squared error of each sample: (B,), in float32 or better."""
+    """Return || eps - eps_hat ||^2 / dimensions of each sample, (B,), in float32 or better.   (DDPM Eq. 14; EMIT-Diff's loss)"""
     return (raise_precision(eps) - raise_precision(eps_hat)).square().flatten(1).mean(1)  # (B, C, h, w) -> (B,)
-
-
-def simple_loss(eps: Tensor, eps_hat: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Return E || eps - eps_hat ||^2, the mean over batch and dimensions.   (DDPM Eq. 14; EMIT-Diff's training loss)
-
-    weight: None, or (B,) factors, one per sample; the sum is divided by B, not by their sum.
-    """
-    loss = per_sample_loss(eps, eps_hat)
-    return loss.mean() if weight is None else (weight * loss).mean()
 
 
 def loss_by_quartile(loss: Tensor, t: Tensor, T: int) -> dict[str, float]:

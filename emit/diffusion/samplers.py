@@ -156,43 +156,30 @@ def sample(
     eta: float = 0.0,  # of ddim
     noise: Callable[[], Tensor] | None = None,  # like z_T, once for each step that adds noise
     spacing: str | None = None,  # None: the method's
-    t_end: int | None = None,  # where the last step goes, -1 clean; None: -1, or the method's end of "leading" spacing
-    callback: Callable[[dict], None] | None = None,  # after each step: t, t_prev, z_t, eps_hat, z0_hat, z_prev
     prediction: str = "eps",  # what the denoiser returns
 ) -> Tensor:
     """Walk from noise z_T to z_0 in `steps` calls of the denoiser, one more for plms. ValueError for contradicting settings."""
-    check_request(method, eta, noise)
-    schedule.check(prediction)
+    if method not in SAMPLERS:
+        raise ValueError(f"method is {', '.join(SAMPLERS)}, not {method!r}")
     sampler = SAMPLERS[method]
+    if not 0 <= eta <= 1 or (eta > 0 and method != "ddim"):
+        raise ValueError(f"eta lies in [0, 1] and belongs to ddim alone; got eta = {eta} with {method}")
+    if noise is None and (eta or sampler.eta) > 0:
+        raise ValueError(f"{method} with eta = {eta} adds noise at every step: give noise")
+    schedule.check(prediction)
     eta, spacing = eta or sampler.eta, spacing or sampler.spacing
     kept = timesteps(schedule.T, steps, spacing)
-    if t_end is None:
-        t_end = sampler.leading_end if spacing == "leading" else -1
-    if not -1 <= t_end < kept[-1]:
-        raise ValueError(f"t_end must lie in -1..{kept[-1] - 1}, below the last kept timestep, not {t_end}")
+    end = sampler.leading_end if spacing == "leading" else -1
     twice = kept[1:2] if method == "plms" else []  # the timestep where its first step ends, to take that step again
     z_t, before = z_T, []
     if sampler.start_at_sigma and spacing != "leading":
         z_t = q_sample(torch.zeros_like(z_T), schedule.at(kept[0]), z_T)
-    for t, t_prev in pairwise([kept[0], *twice, *kept[1:], t_end]):  # t falls
+    for t, t_prev in pairwise([kept[0], *twice, *kept[1:], end]):  # t falls
         ab_prev = schedule.at(t_prev)
         out = denoiser(z_t, torch.full((len(z_t),), t, device=z_t.device))  # t: () -> (B,)
         now = Estimate(z_t, out, schedule.at(t), prediction)
         fresh = noise() if eta > 0 and t_prev >= 0 else torch.zeros_like(z_t)  # none on the step to clean
-        z_prev = sampler.step(now, before, ab_prev, eta, fresh)
-        if callback is not None:
-            callback(dict(t=t, t_prev=t_prev, z_t=z_t, eps_hat=now.eps_hat, z0_hat=now.z0_hat, z_prev=z_prev))
-        z_t = z_prev
+        z_t = sampler.step(now, before, ab_prev, eta, fresh)
         if t != t_prev:
             before = [now, *before[:2]]  # three, as many as any step reads
     return z_t
-
-
-def check_request(method: str, eta: float, noise: Callable | None) -> None:
-    """Raise ValueError where the settings of sample() contradict each other."""
-    if method not in SAMPLERS:
-        raise ValueError(f"method is {', '.join(SAMPLERS)}, not {method!r}")
-    if not 0 <= eta <= 1 or (eta > 0 and method != "ddim"):
-        raise ValueError(f"eta lies in [0, 1] and belongs to ddim alone; got eta = {eta} with {method}")
-    if noise is None and (eta or SAMPLERS[method].eta) > 0:
-        raise ValueError(f"{method} with eta = {eta} adds noise at every step: give noise")

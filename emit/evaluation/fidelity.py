@@ -17,10 +17,9 @@ def find_nearest(queries, images, side: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def flag_copies(correlation, held_out, quantile: float = 0.99) -> np.ndarray:
-    """Say of N generated images which are exact copies, or nearer to the training images than nearly all unseen ones.
+    """Say of N generated images which are exact copies, or nearer to training images than the quantile of M unseen real ones.
 
-    correlation (N,), held_out (M,): with the nearest training image, of generated images and of real ones of patients not
-    in training. Images like unseen ones are flagged at a rate of about 1 - quantile.
+    correlation (N,), held_out (M,): with the nearest training image.
     """
     return (correlation > np.quantile(held_out, quantile)) | (correlation > EXACT)
 
@@ -29,10 +28,7 @@ def describe_generated(pairs, training, held_out, side: int = 32) -> dict:
     """Describe a fold's generated images beside real ones: how near to training images, how different among themselves.
 
     pairs: (id of the training case, image (1, 1, S, S), mask) of each; training, held_out: `emit.data.cache.TrainingImages`.
-    side: of the thumbnails, 32 for shifted or noisy copies, the images' own for exact ones alone. Returns images (N);
-    correlation, held_out (medians of the nearest training image's correlation); highest; flagged (number of copies);
-    own_source (share whose nearest is their source: they follow its edges); diversity (mean over cases; None: no pairs);
-    texture (power in the finest octave, generated over training images).
+    side: of the thumbnails, 32 for shifted or noisy copies.
     """
     sources, images = zip(*((case, image[0]) for case, image, _ in pairs), strict=True)
     real, unseen = (pictures.image(range(len(pictures))) for pictures in (training, held_out))
@@ -45,13 +41,13 @@ def describe_generated(pairs, training, held_out, side: int = 32) -> dict:
     several = [measure_diversity(samples, side) for samples in by_source.values() if len(samples) > 1]
     return {
         "images": len(images),
-        "correlation": float(np.median(correlation)),
+        "correlation": float(np.median(correlation)),  # with the nearest training image
         "highest": float(correlation.max()),
-        "held_out": float(np.median(unseen)),
+        "held_out": float(np.median(unseen)),  # the same of unseen real images
         "flagged": int(flag_copies(correlation, unseen).sum()),
         "own_source": float(np.mean([training.cases[i].id == source for i, source in zip(nearest, sources, strict=True)])),
-        "diversity": float(np.mean(several)) if several else None,
-        "texture": float(power / max(real_power, 1e-12)),
+        "diversity": float(np.mean(several)) if several else None,  # within a case
+        "texture": float(power / max(real_power, 1e-12)),  # power in the finest octave, over real images
     }
 
 

@@ -38,26 +38,23 @@ def costing_nothing(path):
 
 
 def save_rows(path, rows, titles=()) -> None:
-    """Save a grid of grey images: rows = {label: images (B, H, W) or (B, 1, H, W) in [-1, 1], or in [0, 1]}.
-
-    titles: one per column.
-    """
+    """Save a grid of grey images: rows = {label: images (B, H, W) or (B, 1, H, W) in [-1, 1], or in [0, 1]}; column titles."""
     columns = max(len(images) for images in rows.values())
     with _draw(path, len(rows), columns, (1.1 * columns + 0.9, 1.12 * len(rows) + 0.3), bare=True) as (_, axes):
         for line, (label, images) in zip(axes, rows.items(), strict=True):
             images = np.asarray(images, dtype=np.float32).reshape(len(images), *np.shape(images)[-2:])
             for axis, image in zip(line, images, strict=False):
                 _show(axis, image, low=0 if images.min() >= 0 else -1)
-            _label_row(line[0], label)
+            line[0].set_ylabel(label)
         for axis, title in zip(axes[0], titles, strict=False):
             axis.set_title(title, fontsize=5)
 
 
 def save_contours(path, examples, classes, stamp: str = "") -> None:
-    """Save contours of the ground truth and of each arm's prediction over the original image: a row per example.
+    """Save contours of the ground truth, alone in the first column, and of each arm's prediction: a row per example.
 
     examples: dicts of label; image (H, W) in [-1, 1]; target (H, W) labels; aspect, the pixel's height / width; found,
-    {arm: (prediction (H, W), Dice)}. The first column holds the truth alone. Classes differ by the kind of line.
+    {arm: (prediction (H, W), Dice)}.
     """
     columns = 1 + len(examples[0]["found"])
     heights = [example["aspect"] * example["image"].shape[0] / example["image"].shape[1] for example in examples]
@@ -70,7 +67,7 @@ def save_contours(path, examples, classes, stamp: str = "") -> None:
             for axis, (prediction, dice) in zip(line[1:], example["found"].values(), strict=True):
                 _outline(axis, prediction, FOUND)
                 axis.set_title(f"Dice {dice:.3f}", fontsize=7, pad=2)
-            _label_row(line[0], example["label"])
+            line[0].set_ylabel(example["label"])
         for axis, name in zip(axes[0], ["ground truth", *examples[0]["found"]], strict=True):
             axis.set_title(f"{fill(name, 14)}\n{axis.get_title()}".strip(), fontsize=7, pad=2)
         keys = [Line2D([], [], color=TRUTH, label="ground truth"), Line2D([], [], color=FOUND, label="prediction")]
@@ -83,22 +80,20 @@ def save_contours(path, examples, classes, stamp: str = "") -> None:
 def save_paired(path, scores, stamp: str = "") -> None:
     """Save a panel per arm: box plots of the first arm (the baseline) and of this one, and a line for each case.
 
-    scores: {arm: Dice of each case, in one order}. Lines are blue where the arm gains, vermilion where it loses.
-    Boxes hold the quartiles, whiskers reach 1.5 of their distance; every case has its line.
+    scores: {arm: Dice of each case, in one order}.
     """
     (baseline, start), *others = scores.items()
     columns = min(5, len(others))
     rows = -(-len(others) // columns)
     opacity = float(np.clip(15 / len(start), 0.06, 0.6))
-    widths = {"box": 0.8, "whisker": 0.8, "cap": 0.8, "median": 1.6}
-    style = {f"{part}props": {"color": "black", "linewidth": width} for part, width in widths.items()}
+    style = {"showfliers": False, "manage_ticks": False, "medianprops": {"color": "black", "linewidth": 1.6}}
     with _draw(path, rows, columns, (1.45 * columns + 0.6, 1.75 * rows + 0.3), stamp, sharey=True) as (_, axes):
         for place, (axis, (arm, end)) in enumerate(zip(axes.flat, others, strict=False)):
             gain = np.round(end - start, 9)
             for sign, colour in ((0, GREY), (-1, VERMILION), (1, BLUE)):
                 chosen = np.sign(gain) == sign
                 axis.plot([0.2, 0.8], [start[chosen], end[chosen]], color=colour, alpha=opacity, linewidth=0.7)
-            axis.boxplot([start, end], positions=[0, 1], widths=0.28, showfliers=False, manage_ticks=False, **style)
+            axis.boxplot([start, end], positions=[0, 1], widths=0.28, **style)
             axis.set_title(f"{fill(arm, 26)}\n{gain.mean():+.3f}, {np.count_nonzero(gain > 0)} of {len(start)} up", fontsize=7)
             axis.set_xticks([0, 1], [baseline, "arm"] if place + columns >= len(others) else ["", ""])
             axis.set_xlim(-0.35, 1.35)
@@ -109,9 +104,9 @@ def save_paired(path, scores, stamp: str = "") -> None:
 
 
 def save_curves(path, curves, stamp: str = "") -> None:
-    """Save learning curves: a panel per quantity, a line per arm, the mean of its runs; the band is their range.
+    """Save learning curves: a panel per quantity, a line per arm, the mean of its runs at common steps; the band is their range.
 
-    curves: {quantity: {arm: [(steps, values) of each run]}}; of runs that differ in their steps, the common ones count.
+    curves: {quantity: {arm: [(steps, values) of each run]}}.
     """
     with _draw(path, 1, len(curves), (2.9 * len(curves) + 1.3, 2.5), stamp) as (figure, axes):
         arms = dict.fromkeys(arm for by_arm in curves.values() for arm in by_arm)
@@ -130,14 +125,11 @@ def save_curves(path, curves, stamp: str = "") -> None:
 
 
 def save_sweep(path, xs, means, errors, label: str, stamp: str = "") -> None:
-    """Save Dice against one setting: xs its values; means, errors (half the bar's length): {arm: one for each x}.
-
-    label: what xs is, such as "generated images per case". Arms stand a little apart, so that no bar covers another.
-    """
+    """Save Dice against one setting, `label`: xs its values; means, errors (half the bar's length): {arm: one for each x}."""
     style = {"marker": "o", "markersize": 3.5, "linewidth": 1.2, "elinewidth": 0.8, "capsize": 2}
     with _draw(path, 1, 1, (4.2, 2.6), stamp) as (figure, ((axis,),)):
         for number, (arm, values) in enumerate(means.items()):
-            shifted = np.arange(len(xs)) + 0.08 * (number - (len(means) - 1) / 2)
+            shifted = np.arange(len(xs)) + 0.08 * (number - (len(means) - 1) / 2)  # so that no bar covers another
             axis.errorbar(shifted, values, errors[arm], label=arm, color=ORDER[number % len(ORDER)], **style)
         axis.set_xticks(range(len(xs)), xs)
         axis.set(xlabel=label, ylabel="Dice")
@@ -159,18 +151,18 @@ def save_generated(path, columns, stamp: str = "") -> None:
                 _outline(axis, mask, TRUTH)
             line[0].set_title(fill(column["prompt"], 22), fontsize=6)
         for axis, label in zip(axes[:, 0], labels, strict=True):
-            _label_row(axis, label)
+            axis.set_ylabel(label)
 
 
 @contextmanager
 def _draw(path, rows, columns, size, stamp="", bare=False, **options):
     """Open a figure of rows x columns axes, bare ones for images; on leaving, save it small: in at most 256 colours."""
+    options |= {"figsize": size, "dpi": 120, "layout": "constrained", "squeeze": False}
+    options |= {"subplot_kw": {"xticks": [], "yticks": [], "frame_on": False}} if bare else {}
     with plt.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        figure, axes = plt.subplots(rows, columns, figsize=size, dpi=120, layout="constrained", squeeze=False, **options)
+        figure, axes = plt.subplots(rows, columns, **options)
         try:
-            for axis in axes.flat if bare else ():
-                axis.axis("off")
             yield figure, axes
             if stamp:
                 figure.suptitle(fill(stamp, int(14 * size[0])), fontsize=7, color="#B00000")
@@ -184,11 +176,6 @@ def _draw(path, rows, columns, size, stamp="", bare=False, **options):
 
 def _show(axis, image, low=-1, **options):
     axis.imshow(image, cmap="gray", vmin=low, vmax=1, interpolation="nearest", **options)
-
-
-def _label_row(axis, label):
-    place = {"ha": "right", "va": "center", "multialignment": "center", "rotation": 90, "transform": axis.transAxes}
-    axis.text(-0.06, 0.5, label, fontsize=7, **place)
 
 
 def _outline(axis, labels, colour):

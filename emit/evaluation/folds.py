@@ -16,16 +16,13 @@ from emit.ledger import Ledger, join
 
 @dataclass(frozen=True)
 class Fold:
-    """What the arms of a fold share: the set, lists of its cases, the generated images and the oracle (None: there are none).
-
-    tests: {"": the fold's own test part, name of a --test set: all its cases}.
-    """
+    """What the arms of a fold share: the set, lists of its cases, the generated images and the oracle (None: there are none)."""
 
     number: int
     labelled: LabelledSet
     training: list
     validation: list
-    tests: dict
+    tests: dict  # {"": the fold's own test part, name of a --test set: all its cases}
     generated: Generated | None
     oracle: "Oracle | None" = None
 

@@ -29,10 +29,7 @@ CAPTIONS = {
 
 
 def illustrate(rows, results, labelled, settings) -> list[tuple[str, Path, str]]:
-    """Draw each figure that the run folder has the material for into figures/; return [(title, path, caption)].
-
-    A figure that cannot be drawn is left out, with a line that says why.
-    """
+    """Draw each figure that the run folder has the material for into figures/; return [(title, path, caption)]."""
     arms = [arm for arm in ("baseline", results["best_classical"], *results["generated_arms"]) if arm][:MOST_ARMS]
     stamp = results["stamp"]
     paths = [settings.out / "figures" / f"{name}.png" for name in ("paired", "contours", "generated", "curves")]

@@ -6,24 +6,21 @@ distances infinite. docs/metrics.md says what other codes do with the same cases
 """
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt, find_objects
+from scipy.ndimage import binary_erosion, find_objects
 from scipy.spatial import cKDTree
 
 OVERLAPS = ("dice", "iou", "precision", "recall")
 DISTANCES = ("hd95", "assd")
 SCORES = (*OVERLAPS, "nsd", *DISTANCES)
 KINDS = ("both present", "both empty", "missed", "false alarm")
-VOXELS_PER_POINT = 20  # that a distance transform does in the time of one point in a k-d tree (30 ns, 0.7 us; measured)
 
 
 def score_case(prediction, target, classes, spacing, tolerance: float, fake_pixel: bool = False) -> list[dict]:
     """Score one case: one dict for each foreground class, holding SCORES and where they come from.
 
-    prediction, target: integer arrays (H, W) or (D, H, W) of labels 0..K-1, the target as it was annotated.
-    classes: K names, background first.  spacing: mm along each axis (None: pixels), also the unit of NSD's tolerance.
+    prediction, target: integer arrays (H, W) or (D, H, W) of labels 0..K-1.  classes: K names, background first.
+    spacing: mm along each axis (None: pixels), also the unit of NSD's tolerance.
     fake_pixel: as the public DiffBoost code, every empty mask gets one pixel at its centre before it is scored.
-    Keys beside SCORES: class, kind (one of KINDS), predicted and target (voxel counts), unit, tolerance.
-    Raises ValueError for shapes, labels or spacings that do not fit.
     """
     if prediction.shape != target.shape or target.ndim != len(spacing or target.shape):
         raise ValueError(f"prediction {prediction.shape}, target {target.shape} and spacing {spacing} do not fit")
@@ -49,10 +46,7 @@ def kind_of(prediction, target) -> str:
 
 
 def score_overlap(prediction, target) -> dict[str, float]:
-    """Dice 2 TP / (2 TP + FP + FN), IoU TP / (TP + FP + FN), precision TP / (TP + FP), recall TP / (TP + FN).
-
-    Boolean masks of any shape.  Both empty: 1, all four.  Exactly one empty: 0, all four, 0 / 0 included.
-    """
+    """Dice 2 TP / (2 TP + FP + FN), IoU TP / (TP + FP + FN), precision TP / (TP + FP), recall TP / (TP + FN) of boolean masks."""
     kind = kind_of(prediction, target)
     if kind != "both present":
         return dict.fromkeys(OVERLAPS, float(kind == "both empty"))
@@ -62,60 +56,33 @@ def score_overlap(prediction, target) -> dict[str, float]:
 
 
 def score_boundary(prediction, target, spacing, tolerance: float) -> dict[str, float]:
-    """HD95, ASSD and NSD from the distances of each surface voxel to the nearest surface voxel of the other mask.
+    """HD95, ASSD and NSD from the distances of each surface voxel's centre to the nearest of the other mask, pooled.
 
-    HD95: 95th percentile (linear interpolation) of both directions pooled, as MedPy; MONAI takes the larger of the two
-    directed percentiles.  ASSD: mean of both directions pooled, as MedPy and MONAI.
-    NSD: share of all surface voxels no farther than `tolerance`, as MONAI's by default; DeepMind's weighs by area.
-    Boolean masks.  Both empty: 0, 0, 1.  Exactly one empty: inf, inf, 0.
+    HD95: 95th percentile (linear interpolation), as MedPy; MONAI takes the larger of the two directions' percentiles.
+    ASSD: mean, as MedPy and MONAI.  NSD: share no farther than `tolerance`, as MONAI's by default; DeepMind's weighs by area.
     """
     kind = kind_of(prediction, target)
     if kind != "both present":
         empty = kind == "both empty"
         return {"nsd": float(empty)} | dict.fromkeys(DISTANCES, 0.0 if empty else float("inf"))
-    pooled = measure_distances(prediction, target, spacing)
+    box = find_objects((prediction | target).astype(np.uint8))[0]  # holds both surfaces
+    scale = 1 if spacing is None else np.asarray(spacing, dtype=float)
+    a, b = (np.argwhere(find_surface(mask[box])) * scale for mask in (prediction, target))  # (points, axes)
+    pooled = np.concatenate([cKDTree(b).query(a)[0], cKDTree(a).query(b)[0]])
     within = pooled <= tolerance * (1 + 1e-9)  # 3 voxels of 0.1 mm are 0.30000000000000004 mm, and within 0.3 mm
     return {"nsd": float(within.mean()), "hd95": float(np.percentile(pooled, 95)), "assd": float(pooled.mean())}
 
 
-def measure_distances(prediction, target, spacing) -> np.ndarray:
-    """Return the distances of all surface voxels to the other mask's surface, both directions in one 1D array.
-
-    Both masks are boolean and not empty.  Euclidean, between voxel centres, in the unit of the spacing (None: voxels).
-    """
-    box = find_objects((prediction | target).astype(np.uint8))[0]  # holds both surfaces, so nothing is approximated
-    a, b = find_surface(prediction[box]), find_surface(target[box])
-    return np.concatenate([_measure_to(a, b, spacing), _measure_to(b, a, spacing)])
-
-
-def _measure_to(source, destination, spacing):
-    """Distance of every voxel of `source` to the nearest of `destination`, by the cheaper of two exact methods."""
-    points = np.count_nonzero(source) + np.count_nonzero(destination)
-    if points * VOXELS_PER_POINT > source.size:
-        return distance_transform_edt(~destination, sampling=spacing)[source]
-    scale = 1 if spacing is None else np.asarray(spacing, dtype=float)
-    return cKDTree(np.argwhere(destination) * scale).query(np.argwhere(source) * scale)[0]
-
-
 def find_surface(mask) -> np.ndarray:
-    """Keep the foreground voxels that erosion with the cross (4 neighbours in 2D, 6 in 3D) removes.
-
-    As MedPy (connectivity 1) and MONAI. Beyond the image is background: a mask that touches its border has surface there.
-    """
-    inner = mask.copy()
-    for axis in range(mask.ndim):  # six times as fast as scipy's erosion
-        part, full = np.moveaxis(inner, axis, 0), np.moveaxis(mask, axis, 0)  # views: writing to part writes to inner
-        part[1:] &= full[:-1]
-        part[:-1] &= full[1:]
-        part[[0, -1]] = False
-    return mask & ~inner
+    """Keep the foreground voxels that erosion with the cross (4 neighbours in 2D, 6 in 3D) removes, as MedPy and MONAI."""
+    return mask & ~binary_erosion(mask)  # beyond the image is background
 
 
 def summarise(rows) -> dict[str, dict]:
     """Summarise the rows of many cases: {class: {"cases", one count for each of KINDS, "scores": {score: numbers}}}.
 
-    numbers: mean, median, spread and infinite, how many values are. All cases count in each: with one missed lesion a
-    distance's mean is infinite and its spread nan; its median orders arms.
+    numbers: mean, median, spread and infinite, how many values are. With one missed lesion a distance's mean is infinite
+    and its spread nan; its median orders arms.
     """
     summary = {}
     for name in dict.fromkeys(row["class"] for row in rows):

@@ -25,8 +25,7 @@ def write_report(settings, labelled, rows, fidelity=(), beside_real=(), judged=(
     """Write and print it all; return what summary.json holds. settings: of train_seg.py.
 
     rows: dicts with arm, fold, seed, case, and what `score_case` returns; fidelity: such rows of generated images against the
-    masks that were asked for, by the baseline's segmenters; beside_real: one dict of `describe_generated` per fold; judged:
-    what `keep_best` says of each.
+    masks asked for; beside_real: of `describe_generated`, judged: of `keep_best`, one per fold.
     """
     write_table(settings.out / "per_case.csv", rows)
     deviations = ", ".join(find_deviations(settings))
@@ -56,11 +55,7 @@ def find_deviations(settings) -> list[str]:
 
 
 def compute(rows, cases) -> dict:
-    """Return all numbers of the report: arms, comparisons, conclusion, and what they rest on.
-
-    The conclusion is about the arms with generated images. The best classical arm has the highest mean on these same
-    scores: it is shown, not compared.
-    """
+    """Return all numbers of the report; its conclusion is about the arms with generated images."""
     names, seeds, table = tabulate(rows)
     described, summaries = {arm: describe(values) for arm, values in table.items()}, {}
     for arm in table:
@@ -71,6 +66,7 @@ def compute(rows, cases) -> dict:
     references = {arm: find_reference(arm) for arm in table}
     generated = [arm for arm in table if ARMS[arm].source == "generated"]
     others = [arm for arm in table if arm not in (BASELINE, *generated)]
+    # The highest mean on these same scores: shown, not compared
     best = max((arm for arm in CLASSICAL if arm in table), key=lambda arm: described[arm]["mean"], default=None)
     pairs = dict.fromkeys((arm, other) for arm in generated for other in (BASELINE, references[arm]) if other in table)
     compared = compare_arms(table, pairs, groups)
@@ -155,10 +151,7 @@ def make_tables(results) -> dict[str, list[list[str]]]:
 
 
 def show_scores(scores) -> list[str]:
-    """Return the means of IoU, precision and recall, the medians of HD95 and ASSD, the mean of NSD, as strings.
-
-    A median is over all cases, a missed lesion or a false alarm being infinite; in brackets stands how many are.
-    """
+    """Return IoU, precision, recall (means), HD95, ASSD (medians, in brackets how many are infinite) and NSD as strings."""
     distances = [f"{scores[name]['median']:.2f} ({scores[name]['infinite']} inf)" for name in ("hd95", "assd")]
     iou, precision, recall, nsd = (f"{scores[name]['mean']:.3f}" for name in ("iou", "precision", "recall", "nsd"))
     return [iou, precision, recall, *distances, nsd]

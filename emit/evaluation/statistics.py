@@ -17,9 +17,9 @@ FEWEST = 6  # groups of a verdict [choice] with 5, even all gaining, a sign test
 
 
 def tabulate(rows) -> tuple[list[str], list[int], dict[str, np.ndarray]]:
-    """Return (cases, seeds, {arm: Dice averaged over classes, (folds, seeds, cases)}); KeyError where an arm lacks one.
+    """Return (cases, seeds, {arm: Dice averaged over classes, (folds, seeds, cases)}); KeyError where an arm lacks a score.
 
-    rows: dicts with arm, fold, seed, case and dice. Raises InputError where a Dice is not finite.
+    rows: dicts with arm, fold, seed, case and dice.
     """
     dice = {}
     for row in rows:
@@ -45,11 +45,9 @@ def describe(values) -> dict[str, float]:
 
 
 def compare_arms(table, pairs, groups) -> list[dict]:
-    """Compare the pairs (arm, reference) of one family: Holm's correction runs over all of them.
+    """Compare the pairs (arm, reference) of one family, over all of which Holm's correction runs: `infer` of the differences.
 
-    table: of `tabulate`.  groups: of each case, its patient.
-    Each comparison: arm, reference, what `infer` returns of the paired differences, p_adjusted (Holm), cases, units (groups),
-    folds and seeds, which are the trainings of each arm.
+    table: of `tabulate`.  groups: of each case, its patient.  units: number of groups; folds x seeds: each arm's trainings.
     """
     found = [{"arm": a, "reference": b} | infer(table[a] - table[b], groups) for a, b in pairs]
     folds, seeds, cases = next(iter(table.values())).shape
@@ -72,7 +70,7 @@ def infer(values, groups) -> dict[str, float]:
 
 
 def measure_error(values, groups) -> tuple[float, float]:
-    """Return (standard error of the mean in `infer`, its degrees of freedom); (infinity, 1) with one group.
+    """Return (standard error of the mean in `infer`, its degrees of freedom).
 
     The trainings of a fold share their images and the generator: where that makes the larger error, a fold counts as one
     training. Where every case was tested in one fold, the cases are the fold's too, and the folds are the only groups.

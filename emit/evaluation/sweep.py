@@ -33,10 +33,9 @@ def plan_runs(settings) -> tuple[str | None, dict]:
 
 
 def write_sweep(folder, name, results) -> None:
-    """Write sweep.json and sweep.png: each arm's mean Dice against the setting `name`.
+    """Write sweep.json and sweep.png: each arm's mean Dice against the setting `name`, and its standard error over cases.
 
-    results: {value: what write_report returned}. Bars: the standard error of the mean over cases, each averaged over its
-    seeds; the arms share their cases, so bars that overlap do not mean "no difference".
+    results: {value: what write_report returned}. Arms share their cases: bars that overlap do not mean "no difference".
     """
     runs, means, errors = list(results.values()), {}, {}
     for arm in runs[0]["arms"]:

@@ -11,8 +11,8 @@ from emit.networks.unet import UNet, UNetConfig, encoder_blocks, middle_block, t
 def hint_encoder(hint_channels: tuple[int, ...], out_channels: int) -> TimestepSequential:
     """Build the convolutions from hint (B, 3, H, W) to latent size: a halving per step of hint_channels, zero at the end.
 
-    They start with He's variance (1502.01852) and without bias, a [choice]: edges then arrive about as strong as they
-    came. PyTorch's own start, which the public code keeps, leaves a few thousandths of them; see docs/findings.md.
+    They start with He's variance (1502.01852), without bias [choice]: PyTorch's own start, which the public code keeps, leaves
+    a few thousandths of the edges; see docs/findings.md.
     """
     layers = [nn.Conv2d(3, hint_channels[0], 3, padding=1), nn.SiLU()]
     for before, after in pairwise(hint_channels):
@@ -26,7 +26,6 @@ def hint_encoder(hint_channels: tuple[int, ...], out_channels: int) -> TimestepS
 
 
 def zero_convolution(channels: int) -> TimestepSequential:
-    """Build a 1x1 convolution that starts at zero."""
     return TimestepSequential(zero_module(nn.Conv2d(channels, channels, 1)))
 
 

@@ -18,9 +18,8 @@ LARGEST = 0.02  # [choice] most that a score may weigh beside L1, see docs/findi
 class Discriminator(nn.Module):
     """pix2pix's patch discriminator (1611.07004, section 6.1.2): image (B, 3, H, W) to a score of every patch, (B, 1, h, w).
 
-    `channels` wide at first, twice as wide after each halving. Patches have 34 pixels with two halvings, and 70 with three,
-    pix2pix's. Departures: it sees the mean of the three channels, and group norm in place of batch norm, so that a picture's
-    scores do not depend on its batch.
+    Patches have 34 pixels with two halvings, and 70 with three, pix2pix's. Departures: it sees the mean of the three
+    channels, and group norm in place of batch norm, so that a picture's scores do not depend on its batch.
     """
 
     def __init__(self, channels: int, halvings: int = 2):
@@ -52,8 +51,8 @@ def adversarial_loss(discriminator: nn.Module, fake: Tensor) -> Tensor:
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
     """lambda = |grad L_rec| / (|grad L_adv| + 1e-4), at most LARGEST, of the decoder's last weights (2012.09841, Eq. 7).
 
-    With it both losses pull equally hard, whatever their scales. The code has 1e-4 where the paper has 1e-6, and lets lambda
-    reach 1e4. Departure: with that, a worse picture is pulled harder, and within 50 steps ours were no pictures any more.
+    With it both losses pull equally hard. The code has 1e-4 where the paper has 1e-6, and lets lambda reach 1e4. Departure: with
+    that, a worse picture is pulled harder, and within 50 steps ours were no pictures any more.
     """
     norms = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0].norm() for loss in (reconstruction, adversarial)]
     return (norms[0] / (norms[1] + 1e-4)).clamp(max=LARGEST)

@@ -32,18 +32,8 @@ def initialise(stages: list[nn.Module], scores: list[nn.Conv2d]) -> None:
         zero_module(score)
 
 
-def to_pixels(image: Tensor) -> Tensor:
-    """Turn an image (B, 3, H, W) in [-1, 1] into the scale 0..255, in float32."""
-    if min(image.shape[-2:]) < 16:  # four poolings leave one pixel
-        raise ValueError(f"HED needs sides of at least 16 pixels, not {tuple(image.shape[-2:])}")
-    return (image.float() + 1) * 127.5
-
-
 def side_logits(pixels: Tensor, stages: list[nn.Module], scores: list[nn.Conv2d]) -> list[Tensor]:
-    """Run the stages; score each one's features (1x1) and upsample the score bilinearly to the input size.
-
-    pixels: (B, 3, H, W).  Returns five logits (B, 1, H, W), the finest first.
-    """
+    """Score each stage's features of pixels (B, 3, H, W), upsampled bilinearly: five logits (B, 1, H, W), the finest first."""
     features, sides = pixels, []
     for stage, score in zip(stages, scores, strict=True):
         features = stage(features)  # (B, C, H, W) -> (B, C', H / 2, W / 2), rounded down; the first keeps the sides
@@ -54,9 +44,8 @@ def side_logits(pixels: Tensor, stages: list[nn.Module], scores: list[nn.Conv2d]
 class HED(nn.Module):
     """HED with learned fusion: BGR, 0..255 minus the mean; five sides; a 1x1 convolution of the five logits.
 
-    hed(image (B, 3, H, W) RGB in [-1, 1]) is the fused edge probability (B, 1, H, W). Any sides from 16 pixels on.
-    From scratch the fusion starts as the mean of the sides (section 4.1). The paper starts from VGG-16's weights; with
-    ours AdamW at 3e-3 finds noisy discs and squares within 100 steps (tests/networks/test_hed.py).
+    hed(image (B, 3, H, W) RGB in [-1, 1]) is the fused edge probability (B, 1, H, W). Sides from 16 pixels on: four
+    poolings leave one. From scratch the fusion starts as the mean of the sides (section 4.1).
     """
 
     def __init__(self, channels: tuple[int, ...] = CHANNELS):
@@ -80,7 +69,7 @@ class HED(nn.Module):
 
     def logits(self, image: Tensor) -> list[Tensor]:
         """Return six logits (B, 1, H, W): the five sides, the finest first, and their fusion."""
-        pixels = to_pixels(image)
+        pixels = (image.float() + 1) * 127.5  # 0..255
         pixels = pixels.flip(1) - pixels.new_tensor(MEAN_RGB[::-1]).view(1, 3, 1, 1)  # RGB -> BGR
         sides = side_logits(pixels, *self.stages_and_scores())
         return [*sides, self.moduleCombine(torch.cat(sides, dim=1))]  # (B, 5, H, W) -> (B, 1, H, W)
@@ -106,10 +95,7 @@ class HEDv11Block(nn.Module):
 
 
 class HEDv11(nn.Module):
-    """ControlNet 1.1's HED: RGB, 0..255 minus a learned `norm`; the plain mean of the five side logits.
-
-    Called like HED; its weights are not interchangeable with HED's. From scratch `norm` starts at VGG's mean.
-    """
+    """ControlNet 1.1's HED, called like HED: RGB, 0..255 minus a learned `norm`; the plain mean of the five side logits."""
 
     def __init__(self, channels: tuple[int, ...] = CHANNELS):
         super().__init__()
@@ -125,7 +111,7 @@ class HEDv11(nn.Module):
 
     def logits(self, image: Tensor) -> list[Tensor]:
         """Return six logits (B, 1, H, W): the five sides, the finest first, and their mean."""
-        sides = side_logits(to_pixels(image) - self.norm, *self.stages_and_scores())
+        sides = side_logits((image.float() + 1) * 127.5 - self.norm, *self.stages_and_scores())  # 0..255
         return [*sides, torch.stack(sides).mean(dim=0)]  # (5, B, 1, H, W) -> (B, 1, H, W)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -133,10 +119,9 @@ class HEDv11(nn.Module):
 
 
 def hed_loss(logits: list[Tensor], boundary: Tensor) -> Tensor:
-    """L_side + L_fuse: what HED is trained with (1504.06375, Eq. 4); every side and the fusion with weight 1.
+    """L_side + L_fuse (1504.06375, Eq. 4), each of weight 1, of the five sides' logits and their fusion's, each (B, 1, H, W).
 
-    logits: the five sides and, last, their fusion, each (B, 1, H, W); boundary y: (B, 1, H, W) in [0, 1].
-    L_fuse is the plain cross-entropy, as the paper's Eq. 3 says; the authors' code balances the fusion as well.
+    boundary: (B, 1, H, W) in [0, 1]. L_fuse is the plain cross-entropy of Eq. 3; the authors' code balances it as well.
     Departure: means over pixels and images, where the paper sums, so that the scale does not depend on the size.
     """
     *sides, fusion = [logit.float() for logit in logits]

@@ -17,10 +17,7 @@ def zero_module(module: nn.Module) -> nn.Module:
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
-    """Embed timesteps t (B,) as (B, width): [cos(t f_k), sin(t f_k)], f_k = exp(-ln(10000) k / (width / 2)).
-
-    Source: Ho et al., 2006.11239, with the order cos, sin of the public code. width is even.
-    """
+    """Embed timesteps t (B,) as [cos(t f_k), sin(t f_k)], (B, width): f_k = 10000^(-k / (width / 2)).   (2006.11239)"""
     half = width // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = t[:, None].float() * frequencies  # (B, 1) * (width / 2,) -> (B, width / 2)
@@ -107,12 +104,6 @@ class GEGLU(nn.Module):
         return value * F.gelu(gate)
 
 
-def feed_forward(width: int) -> nn.Sequential:
-    """Width to four times the width and back, through GEGLU."""
-    net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))  # net.1: dropout
-    return nn.Sequential(OrderedDict(net=net))
-
-
 class TransformerBlock(nn.Module):
     """Self-attention, cross-attention to the text, feed-forward; each after a layer norm and with a residual."""
 
@@ -120,7 +111,8 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.attn1 = CrossAttention(width, width, heads)
         self.attn2 = CrossAttention(width, context_width, heads)
-        self.ff = feed_forward(width)
+        net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))  # net.1: dropout
+        self.ff = nn.Sequential(OrderedDict(net=net))
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:

@@ -24,7 +24,6 @@ class SegmenterConfig:
 
 
 def conv_norm(in_channels: int, channels: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    """Build a convolution and its batch norm."""
     conv = nn.Conv2d(in_channels, channels, kernel, stride, padding=kernel // 2, bias=False)  # the norm has one
     return nn.Sequential(conv, nn.BatchNorm2d(channels))
 
@@ -110,16 +109,12 @@ class Segmenter(nn.Module):
 
 
 def dice_ce_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """Soft Dice loss plus cross-entropy, both with weight 1.
+    """Dice loss plus cross-entropy of logits (B, K, H, W) and mask (B, H, W), whole numbers 0..K-1, both with weight 1.
 
-    Dice_k = 2 sum p_k y_k / (sum p_k + sum y_k), sums in float32 over the batch and both image axes; the Dice loss
-    is 1 - mean of Dice_k over the classes, background apart, present in the batch's masks, 0 where none is. No smoothing.
-    An absent class is left to the cross-entropy, -log p of each pixel's own class (a sum over one-hot classes, background
-    too), averaged over pixels.
-    logits: (B, K, H, W); mask: (B, H, W), whole numbers 0..K-1. Departure: the authors' Dice is per image.
+    Dice_k = 2 sum p_k y_k / (sum p_k + sum y_k), sums over the batch and both image axes (the authors': per image); the loss
+    is 1 - mean of Dice_k over the classes, background apart, present in the batch, 0 where none is. No smoothing.
+    Cross-entropy: -log p of each pixel's own class, background too, averaged over pixels.
     """
-    if mask.shape != (len(logits), *logits.shape[2:]):  # it would be broadcast in silence
-        raise ValueError(f"dice_ce_loss: a mask {tuple(mask.shape)} does not belong to logits {tuple(logits.shape)}")
     log_probability = F.log_softmax(logits.float(), dim=1)
     target = F.one_hot(mask.long(), logits.shape[1]).movedim(-1, 1).to(log_probability)  # (B, H, W) -> (B, K, H, W)
     cross_entropy = -(target * log_probability).sum() / mask.numel()

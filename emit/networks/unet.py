@@ -19,7 +19,7 @@ from emit.networks.layers import (
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Sizes of the UNet and of its ControlNet; the values are Stable Diffusion 1.5's. Give heads or head_size."""
+    """Sizes of the UNet and of its ControlNet; the values are Stable Diffusion 1.5's."""
 
     in_channels: int = 4
     out_channels: int = 4
@@ -27,20 +27,15 @@ class UNetConfig:
     channel_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 2
     attention_levels: tuple[int, ...] = (0, 1, 2)
-    heads: int | None = 8
-    head_size: int | None = None  # 64 in Stable Diffusion 2
+    heads: int | None = 8  # None: as many of head_size as there is room for, in Stable Diffusion 2
+    head_size: int | None = None  # 64 there
     context_dim: int = 768
     linear_projections: bool = False  # True in Stable Diffusion 2
     groups: int = 32
     hint_channels: tuple[int, ...] = (16, 32, 96, 256)  # one per halving of the hint, from image to latent size
 
-    def heads_at(self, channels: int) -> int:
-        """Return the number of attention heads at a width."""
-        return self.heads if self.heads is not None else channels // self.head_size
-
 
 def time_embed(config: UNetConfig) -> nn.Sequential:
-    """Build the two linear layers that follow the timestep embedding."""
     width = 4 * config.model_channels
     return nn.Sequential(nn.Linear(config.model_channels, width), nn.SiLU(), nn.Linear(width, width))
 
@@ -54,8 +49,7 @@ def residual_stage(config: UNetConfig, level: int, channels: int, out_channels: 
 
 
 def transformer(config: UNetConfig, channels: int) -> SpatialTransformer:
-    """Build the spatial transformer for a width."""
-    heads = config.heads_at(channels)
+    heads = config.heads or channels // config.head_size
     return SpatialTransformer(channels, config.context_dim, heads, config.groups, config.linear_projections)
 
 

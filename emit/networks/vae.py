@@ -75,7 +75,6 @@ def downsample(channels: int) -> nn.Sequential:
 
 
 def middle(config: VAEConfig, channels: int) -> nn.Sequential:
-    """Build residual block, attention, residual block at the lowest resolution."""
     layers = [Block(config, channels, channels), Attention(config, channels), Block(config, channels, channels)]
     return nn.Sequential(OrderedDict(zip(("block_1", "attn_1", "block_2"), layers, strict=True)))
 
@@ -148,7 +147,6 @@ class Posterior:
         return self.scale * (self.mean + torch.exp(0.5 * self.log_variance) * noise)
 
     def mode(self) -> Tensor:
-        """Return scale * mean."""
         return self.scale * self.mean
 
     def kl(self) -> Tensor:

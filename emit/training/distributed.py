@@ -43,7 +43,6 @@ def refuse_several(program):
 
 
 def stop():
-    """Leave the group."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -54,12 +53,10 @@ def rank():
 
 
 def ranks():
-    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def barrier():
-    """Wait until every process is here."""
     if dist.is_initialized():
         dist.barrier()
 
@@ -67,10 +64,8 @@ def barrier():
 def share(parameters):
     """Copy rank 0's parameters to all; return the function whose result, a loss unchanged, averages their gradients.
 
-    Its backward pass leaves in `grad` the mean over the processes of what was summed there, also by earlier passes.
     DistributedDataParallel finds its parameters in the graph of what its module returns, so any loss of them will do.
     A parameter that only some processes reached counts as zero on the others; one that none reached keeps no gradient.
-    For that it looks at each step; PyTorch warns once per process where none is unused, which is no fault.
     """
     module = torch.nn.Identity()
     module.trained = torch.nn.ParameterList(parameters)

@@ -91,16 +91,6 @@ def test_samples_draw_separately_and_do_not_see_each_other(arm):
     assert torch.allclose(mixed[0], same[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("arm", ["deepstack", "nnunet"])
-def test_stacks_leave_their_input_alone(arm):
-    """One sample at a time, so that every subset of the transforms, none included, comes first at times."""
-    image, mask = scene(1)
-    before = image.clone(), mask.clone()
-    for seed in range(20):
-        augment(image, mask, arm, rng(seed))
-    assert torch.equal(image, before[0]) and torch.equal(mask, before[1])
-
-
 # ---- intensities
 
 

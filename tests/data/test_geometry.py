@@ -61,12 +61,6 @@ def test_positions_follow_the_half_pixel_rule(shape, size):
     assert np.abs(centroid(back[0]) - [row, column]).max() < 0.02
 
 
-def test_unfit_is_exact_where_nothing_is_resized():
-    logits = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(unfit(logits, (5, 8)), logits[:, :, 1:6, :])
-    assert torch.equal(unfit(logits, (8, 5)), logits[:, :, :, 1:6])
-
-
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
 def test_warp_by_quarter_turns_and_whole_pixels_is_exact(mode):
     image = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -37,19 +37,18 @@ def contours(path, predictions, classes=("background", "lesion"), target=None, s
     figures.save_contours(path, [{**example, "label": label} for label in labels], classes, stamp)
 
 
-def paired(path, count, stamp=""):
-    arms = ["baseline", *(DEEP[: 25 - i] for i in range(count))]
+def paired(path, arms, stamp=""):
     figures.save_paired(path, {arm: np.random.default_rng(i).random(40) for i, arm in enumerate(arms)}, stamp)
 
 
-def curves(path, stamp=""):
-    by_arm = {arm: [([24, 49], [0.5, 0.25]), ([24, 49], [0.7, 0.35])] for arm in ("baseline", DEEP, "ours")}
-    figures.save_curves(path, {"training loss": by_arm, "validation Dice": by_arm}, stamp)
+def curves(path, arms, stamp="", quantity="training loss"):
+    by_arm = {arm: [([24, 49], [0.5, 0.25]), ([24, 49], [0.7, 0.35])] for arm in arms}
+    figures.save_curves(path, {quantity: by_arm, "validation Dice": by_arm}, stamp)
 
 
-def sweep(path, stamp=""):
-    means, spreads = {"baseline": [0.5] * 3, DEEP: [0.5, 0.6, 0.625]}, {"baseline": [0.1] * 3, DEEP: [0.05, 0.1, 0.2]}
-    figures.save_sweep(path, [1, 2.5, 50], means, spreads, "generated images per case", stamp)
+def sweep(path, arm=DEEP, stamp="", label="generated images per case"):
+    means, spreads = {"baseline": [0.5] * 3, arm: [0.5, 0.6, 0.625]}, {"baseline": [0.1] * 3, arm: [0.05, 0.1, 0.2]}
+    figures.save_sweep(path, [1, 2.5, 50], means, spreads, label, stamp)
 
 
 def generated(path, stamp="", prompt="US, breast, malignant mass with posterior shadow, low contrast"):
@@ -60,12 +59,19 @@ def generated(path, stamp="", prompt="US, breast, malignant mass with posterior 
 
 DRAWINGS = {
     "contours": lambda path: contours(path, {"baseline": disc(row=18), "mirror": disc(), "ours": disc(), DEEP: disc()}),
-    "paired": lambda path: paired(path, 8),
-    "paired, one": lambda path: paired(path, 1),
-    "paired, stamped": lambda path: paired(path, 2, STAMP),
-    "curves": lambda path: curves(path, STAMP),
-    "sweep": lambda path: sweep(path, STAMP),
+    "paired": lambda path: paired(path, ["baseline", *(DEEP[: 25 - i] for i in range(8))]),
+    "paired, stamped": lambda path: paired(path, ["baseline", DEEP], STAMP),
+    "curves": lambda path: curves(path, ("baseline", DEEP, "ours"), STAMP),
+    "sweep": lambda path: sweep(path, stamp=STAMP),
     "generated": lambda path: generated(path, STAMP),
+}
+ODD = {  # every word that a figure can be given
+    "rows": lambda path, word: figures.save_rows(path, {word: np.zeros((1, 4, 4))}, titles=[word]),
+    "contours": lambda path, word: contours(path, {word: disc()}, ("background", word, word), stamp=word, label=word),
+    "paired": lambda path, word: paired(path, (word, word + "2"), word),
+    "curves": lambda path, word: curves(path, [word], word, word),
+    "sweep": lambda path, word: sweep(path, word, word, word),
+    "generated": lambda path, word: generated(path, word, prompt=word),
 }
 
 
@@ -99,16 +105,6 @@ def test_file_is_small_and_no_text_covers_another(name, drawn, tmp_path):
         assert width < 1 or height < 1, f"{one!r} covers {other!r}"
     for legend in figure.legends:
         assert not any(legend.get_window_extent().overlaps(axis.bbox) for axis in figure.axes)
-
-
-ODD = {  # every word that a figure can be given
-    "rows": lambda path, word: figures.save_rows(path, {word: np.zeros((1, 4, 4))}, titles=[word]),
-    "contours": lambda path, word: contours(path, {word: disc()}, ("background", word, word), stamp=word, label=word),
-    "paired": lambda path, word: figures.save_paired(path, {word: np.ones(1), word + "2": np.zeros(1)}, word),
-    "curves": lambda path, word: figures.save_curves(path, {word: {word: [([1, 2], [0.5, 0.4])]}}, word),
-    "sweep": lambda path, word: figures.save_sweep(path, [word], {word: [0.5]}, {word: [0.1]}, word, word),
-    "generated": lambda path, word: generated(path, word, prompt=word),
-}
 
 
 @pytest.mark.parametrize("word", ["$x$ $\\frac", "\u6f22\u5b57 \U0001f600"], ids=["formula", "not in the font"])

@@ -156,12 +156,8 @@ def test_families_of_comparisons():
     pairs = [(c["arm"], c["reference"]) for c in found["comparisons"]]
     # Each generated arm against the baseline and, if it was run, the arm of its augmentation. Copies and oracles hold no
     # generated image: against the latter only, in the other family.
-    generated = [
-        ("mixed", "baseline"),
-        ("ours+deepstack", "baseline"),
-        ("ours+deepstack", "deepstack"),
-        ("ours+nnunet", "baseline"),
-    ]
+    generated = [("mixed", "baseline"), *(("ours+deepstack", other) for other in ("baseline", "deepstack"))]
+    generated.append(("ours+nnunet", "baseline"))
     others = [("gamma", "baseline"), ("deepstack", "baseline"), ("copies", "baseline"), ("oracle+deepstack", "deepstack")]
     assert pairs == [*generated, *others] and found["best_classical"] == "deepstack"
     assert found["generated_arms"] == ["mixed", "ours+deepstack", "ours+nnunet"]
@@ -197,14 +193,8 @@ def test_page_stands_alone_and_says_everything(full):
     inside = [base64.b64decode(source.removeprefix("data:image/png;base64,"), validate=True) for source in sources]
     names = ("paired", "contours", "generated", "curves")
     assert inside == [(folder / "figures" / f"{name}.png").read_bytes() for name in names]
-    for text in (
-        *summary["conclusion"],
-        *summary["arms"],
-        "diffboost:select_on_test",
-        "Learning curves",
-        "<td>finetuning: 3 cases</td>",
-    ):
-        assert text in page
+    texts = "diffboost:select_on_test", "Learning curves", "<td>finetuning: 3 cases</td>"
+    assert all(text in page for text in (*summary["conclusion"], *summary["arms"], *texts))
     assert "somewhere/BUSI &lt;1&gt; &amp; 2" in page and "<1>" not in page
     assert "<h2>Comparisons</h2>" in page and "is unknown and" not in page
     assert "all that the ledger of its generator lists, and not found" in page
@@ -323,26 +313,15 @@ def test_a_sweep_is_written_and_drawn(tmp_path, monkeypatch, capsys):
 def test_fidelity_and_nearness_to_training_images_are_reported(tmp_path):
     fixed = {"fold": 0, "class": "lesion", "kind": "both present", "iou": 0.5, "precision": 0.5, "recall": 0.5}
     fidelity = [fixed | {"case": i % 2, "dice": dice} for i, dice in enumerate((0.25, 0.75, 0.25, 0.75))]  # 2 seeds
-    beside = {
-        "images": 9,
-        "correlation": 0.5,
-        "highest": 0.75,
-        "held_out": 0.25,
-        "flagged": 3,
-        "own_source": 2 / 3,
-        "texture": 0.875,
-        "tissue": False,
-    }
+    beside = {"images": 9, "correlation": 0.5, "highest": 0.75, "held_out": 0.25, "flagged": 3}
+    beside |= {"own_source": 2 / 3, "texture": 0.875, "tissue": False}
     beside_real = [beside | {"diversity": 0.125}, beside | {"diversity": None, "tissue": True}]
     summary, page = write(tmp_path, rows_of({"baseline": 0.0}), None, fidelity, beside_real)
     assert "in 2 generated images with Dice 0.500 ± 0.289." in page  # sqrt(4 * 0.25^2 / 3) = 0.289
     first, second = summary["beside_real"]["sentences"]
     assert "9 generated images at 0.50 in the median and 0.75 at most" in first
-    assert (
-        "Finest octave: 0.88 of the real images' power" in first
-        and "Diversity within a case 0.12" in first
-        and "Diversity" not in second
-    )
+    assert "Finest octave: 0.88 of the real images' power" in first
+    assert "Diversity within a case 0.12" in first and "Diversity" not in second
     assert "--tissue" in second and "--tissue" not in first and "for 67%; 3 are nearer" in second and "Copies, fold 1" in page
 
 

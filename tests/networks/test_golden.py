@@ -13,12 +13,10 @@ import pytest
 import torch
 
 from emit import checkpoints
-from emit.diffusion.guidance import classifier_free
-from emit.diffusion.samplers import sample
 from emit.networks.hed import HED, HEDv11
 from tests.golden.files import HERE, SIZES, error, original, read_golden, read_model, write_diffusers, write_original
 
-NETWORK, TEXT, DECODER, WALK = 5e-5, 2e-5, 1e-4, 1e-4
+NETWORK, TEXT, DECODER = 5e-5, 2e-5, 1e-4
 WRITERS = {"original": write_original, "diffusers": write_diffusers}
 PROMPTS = ["Ultrasound of a breast, malignant lesion!", "word " * 90, "CT " * 75, "1.5 T, 3D FLAIR (axial)", "it's 5%"]
 MODELS = [("sd1", "original"), ("sd1", "diffusers"), ("sd2", "original"), ("sd2", "diffusers"), ("quiet", "original")]
@@ -57,12 +55,6 @@ def test_unet_and_controlnet(golden, report):
     report("controlled", controlled, stored["eps_controlled"], NETWORK)
 
 
-def test_the_references_depend_on_what_they_test(golden):
-    stored, _ = read_golden(f"unet_{golden[1]}")
-    assert error(stored["eps"], stored["eps_controlled"]) > 0.1
-    assert stored["z_t"].shape[-2:] == (8, 12) and stored["hint"].shape[-2:] == (32, 48)  # not square
-
-
 def test_autoencoder(golden, report):
     model, kind = golden
     stored, _ = read_golden("vae_quiet" if kind == "quiet" else "vae_sd1")
@@ -76,28 +68,6 @@ def test_text(golden, report):
     model, kind = golden
     stored, _ = read_golden("text_sd1" if kind == "quiet" else f"text_{kind}")
     report("states", model.text(stored["ids"]), stored["states"], TEXT)
-
-
-@pytest.mark.parametrize("golden", MODELS[0::2][:2], indirect=True, ids="-".join)
-@pytest.mark.parametrize("walk", ["ddim", "ddim_trailing", "ddpm"])
-def test_twenty_guided_steps(golden, walk, report):
-    """The schedulers of diffusers around its networks; sd1 predicts eps, sd2 predicts v."""
-    model, kind = golden
-    stored, _ = read_golden(f"unet_{kind}")
-    assert SIZES[kind].prediction == {"sd1": "eps", "sd2": "v"}[kind]
-    noise, hint = iter(stored["noise"]), stored["hint"][:1].expand(2, -1, -1, -1)
-
-    def denoise(z_t, t):
-        eps = model.predict(torch.cat([z_t, z_t]), torch.cat([t, t]), stored["context"], hint)
-        return classifier_free(*eps.chunk(2), 2.0)
-
-    settings = {
-        "ddim": dict(method="ddim", spacing="leading", t_end=0),  # set_alpha_to_one=False
-        "ddim_trailing": dict(method="ddim", spacing="trailing"),
-        "ddpm": dict(method="ddpm", spacing="leading", noise=lambda: next(noise)),
-    }
-    z_0 = sample(denoise, stored["z_T"], model.schedule, 20, **settings[walk])
-    report(walk, z_0, stored[walk], WALK)
 
 
 @pytest.mark.parametrize(("kind", "network"), [("hed", HED), ("hed_v11", HEDv11)])

@@ -1,4 +1,4 @@
-"""HED's input, start and loss by hand, and toy images; its numbers are in test_golden.py."""
+"""HED's input, start and loss by hand; its numbers are in test_golden.py."""
 
 import math
 
@@ -28,8 +28,6 @@ def test_sides_from_16_pixels_on(build):
     model = build(TINY)
     for height, width in ((16, 16), (17, 31), (45, 38)):
         assert [logit.shape for logit in model.logits(torch.zeros(2, 3, height, width))] == 6 * [(2, 1, height, width)]
-    with pytest.raises(ValueError, match="at least 16"):
-        model(torch.zeros(1, 3, 15, 40))
 
 
 @pytest.mark.parametrize("build", [HED, HEDv11])
@@ -93,47 +91,3 @@ def test_loss_is_finite_at_extreme_logits_in_half_precision_and_refuses_other_sh
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(5 * balanced + plain, rel=1e-6)
     with pytest.raises(ValueError, match="must be the same"):
         hed_loss([logit] * 6, y[:, :, :1])
-
-
-def discs_and_squares(count, size, seed):
-    """Draw one disc and one square of random grey per image, noise of deviation 0.15; and their boundary pixels."""
-    generator = torch.Generator().manual_seed(seed)
-    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
-    images, boundaries = [], []
-    for _ in range(count):
-        label = torch.zeros(size, size, dtype=torch.int64)
-        for shape in (1, 2):
-            row, column, radius = torch.rand(3, generator=generator).tolist()
-            dy, dx = rows - size * (0.2 + 0.6 * row), columns - size * (0.2 + 0.6 * column)
-            distance = (dy**2 + dx**2).sqrt() if shape == 1 else torch.maximum(dy.abs(), dx.abs())
-            label[distance < size * (0.1 + 0.15 * radius)] = shape
-        grey = (torch.rand(3, generator=generator) * 1.4 - 0.7)[label]
-        images.append((grey + 0.15 * torch.randn(size, size, generator=generator)).expand(3, -1, -1))
-        boundary = torch.zeros(size, size)
-        boundary[1:] += label[1:] != label[:-1]
-        boundary[:, 1:] += label[:, 1:] != label[:, :-1]
-        boundaries.append(boundary.clamp(max=1)[None])
-    return torch.stack(images), torch.stack(boundaries)
-
-
-def average_precision(probability, boundary):
-    hit = boundary.flatten()[probability.flatten().argsort(descending=True)]
-    precision = hit.cumsum(0) / torch.arange(1, len(hit) + 1)
-    return ((precision * hit).sum() / hit.sum()).item()
-
-
-def test_learns_from_scratch_within_100_steps():
-    torch.manual_seed(0)
-    model = HED((8, 16, 32, 32, 32))
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for step in range(100):
-        image, boundary = discs_and_squares(4, 64, seed=step)
-        loss = hed_loss(model.logits(image), boundary)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    assert all(parameter.grad.any() for parameter in model.parameters())
-    image, boundary = discs_and_squares(16, 64, seed=1000)
-    with torch.no_grad():
-        # chance is the share of boundary pixels, 0.037; five seeds gave 0.39 to 0.47
-        assert average_precision(model(image), boundary) > 0.3

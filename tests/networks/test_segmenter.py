@@ -1,4 +1,4 @@
-"""The segmenter against a functional computation, its loss against brute force, and each variant on one image."""
+"""The segmenter against a functional computation, and its loss against brute force."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from emit.networks.segmenter import AttentionGate, Segmenter, SegmenterConfig, dice_ce_loss
+from emit.networks.segmenter import Segmenter, SegmenterConfig, dice_ce_loss
 
 TINY = (3, 5, 6)
 VARIANTS = ("plain", "attention", "residual")
@@ -76,29 +76,14 @@ class Functional:
 def test_equals_a_functional_computation(variant):
     model = randomised(SegmenterConfig(in_channels=2, classes=4, channels=TINY, variant=variant), seed=1)
     image = random_image(2, 2, 12, 20)
-    with torch.no_grad():
-        logits = model(image)
+    logits = model(image)
+    logits.sum().backward()  # what is computed in place has a gradient
     expected = Functional(model).three_levels(image.double())
     names = "\n".join(model.state_dict())  # the functional form follows the names, so they must be the variant's
     assert ("gates" in names, "shortcut" in names) == (variant == "attention", variant == "residual")
     assert logits.shape == (2, 4, 12, 20)
     # float32 against float64 through some 20 layers: a few hundred roundings of 6e-8
-    assert (logits - expected).abs().max() < 2e-5 * expected.square().mean().sqrt()
-
-
-def test_attention_gate_by_hand():
-    gate = AttentionGate(skip_channels=2, gating_channels=1)
-    assert torch.sigmoid(gate.psi.bias).item() == pytest.approx(0.8808, abs=1e-4)  # almost open at the start
-    gate.W_x.weight.data = torch.tensor([[1.0, 2, 3, 4], [0, 0, 0, -1]]).view(1, 2, 2, 2)
-    gate.W_g.weight.data.fill_(0.5)
-    gate.W_g.bias.data.fill_(-1.0)
-    gate.psi.weight.data.fill_(2.0)
-    gate.psi.bias.data.fill_(-0.25)
-    x = torch.tensor([[[0.1, 0.2], [0.3, 0.4]], [[5.0, 6.0], [7.0, 1.5]]])[None]
-    for g, hidden in ((3.0, 0.1 + 0.4 + 0.9 + 1.6 - 1.5 + 1.5 - 1), (-9.0, 0.0)):  # the ReLU closes at g = -9
-        alpha = 1 / (1 + math.exp(-(2 * hidden - 0.25)))
-        # 1e-6: float32
-        torch.testing.assert_close(gate(x, torch.full((1, 1, 1, 1), g)), x * alpha, rtol=1e-6, atol=1e-6)
+    assert (logits.detach() - expected).abs().max() < 2e-5 * expected.square().mean().sqrt()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -113,31 +98,11 @@ def test_sides_that_the_strides_do_not_divide(variant):
     assert torch.equal(logits, whole[..., :13, :18])
 
 
-def test_smallest_image_of_the_paper_preset():
+def test_the_paper_preset_on_its_smallest_image():
     model = Segmenter(SegmenterConfig()).eval()
     assert [block.layers[0][0].out_channels for block in model.encoder] == [16, 32, 64, 128, 128, 256]
     assert len(model.gates) == 5 and model(torch.zeros(1, 1, 1, 1)).shape == (1, 2, 1, 1)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_overfits_one_image(variant):
-    torch.manual_seed(0)
-    model = Segmenter(SegmenterConfig(classes=3, channels=(8, 16, 32), variant=variant))
-    rows, columns = torch.meshgrid(torch.arange(37), torch.arange(30), indexing="ij")
-    mask = ((rows - 12) ** 2 + (columns - 11) ** 2 < 64).long()
-    mask[24:33, 14:25] = 2
-    image = torch.tensor([-0.3, 0.2, 0.4])[mask] + 0.2 * random_image(37, 30)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(60):
-        loss = dice_ce_loss(model(image[None, None]), mask[None])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    with torch.no_grad():
-        predicted = model.eval()(image[None, None]).argmax(1)[0]  # with the running statistics, as in use
-    for label in (1, 2):
-        ours, truth = predicted == label, mask == label
-        assert 2 * (ours & truth).sum() / (ours.sum() + truth.sum()) > 0.99
+    assert all(torch.sigmoid(gate.psi.bias).item() == pytest.approx(0.8808, abs=1e-4) for gate in model.gates)  # almost open
 
 
 def brute_force_loss(logits, mask):
@@ -183,8 +148,3 @@ def test_certain_and_absent_classes_keep_loss_and_gradient_finite():
     assert perfect.item() == 0 and torch.equal(logits.grad, torch.zeros_like(logits))
     wrong = dice_ce_loss(logits, torch.ones(1, 2, 2, dtype=torch.int64))
     assert wrong.item() == pytest.approx(1 + 1e4, rel=1e-6)  # Dice 0 and cross-entropy 1e4
-
-
-def test_labels_that_are_no_class_are_refused():
-    with pytest.raises(RuntimeError):
-        dice_ce_loss(random_logits(9), torch.full((2, 5, 6), 4))

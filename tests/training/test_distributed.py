@@ -20,12 +20,6 @@ from emit.training.settings import RunSettings
 from tests.golden.files import read_model, write_original
 
 
-def test_one_process_is_rank_0_of_1():
-    tensor = distributed.reduce(torch.tensor([1.0, 2.0]))
-    distributed.barrier()
-    assert (distributed.rank(), distributed.ranks(), tensor.tolist()) == (0, 1, [1.0, 2.0])
-
-
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:99", "cuda", "meta"])
 def test_a_device_that_is_not_here(monkeypatch, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -40,29 +34,26 @@ def test_mps_cannot_be_shared(monkeypatch):
         distributed.start("mps")
 
 
-@pytest.mark.parametrize(("device", "chosen"), [("auto", []), ("cuda", []), ("cuda:1", [torch.device("cuda", 1)])])
-def test_a_gpu_is_chosen_where_its_number_is_given(monkeypatch, device, chosen):
-    asked, zeros = [], torch.zeros
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "set_device", asked.append)
-    monkeypatch.setattr(torch, "zeros", lambda *shape, device: zeros(*shape))
-    assert distributed.start(device).type == "cuda" and asked == chosen
-
-
 @pytest.mark.parametrize(
-    ("cuda", "mps", "processes", "chosen"),
-    [(1, 1, 1, "cuda"), (0, 1, 1, "mps"), (0, 0, 1, "cpu"), (0, 1, 2, "cpu"), (1, 1, 2, "cuda:1")],
+    ("device", "cuda", "mps", "processes", "chosen"),
+    [
+        *[("auto", 1, 1, 1, "cuda"), ("auto", 0, 1, 1, "mps"), ("auto", 0, 0, 1, "cpu"), ("auto", 0, 1, 2, "cpu")],
+        *[("auto", 1, 1, 2, "cuda:1"), ("cuda", 1, 0, 1, "cuda"), ("cuda:1", 1, 0, 1, "cuda:1")],
+    ],
 )
-def test_auto_is_cuda_then_mps_then_cpu(monkeypatch, cuda, mps, processes, chosen):
-    zeros = torch.zeros
+def test_auto_is_cuda_then_mps_then_cpu_and_a_gpu_is_chosen_where_its_number_is_given(
+    monkeypatch, device, cuda, mps, processes, chosen
+):
+    asked, zeros = [], torch.zeros
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "set_device", asked.append)
     monkeypatch.setattr(torch, "zeros", lambda *shape, device: zeros(*shape))
     monkeypatch.setattr(distributed.dist, "init_process_group", lambda *backend, **options: None)
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert str(distributed.start("auto")) == chosen
+    assert str(distributed.start(device)) == chosen
+    assert list(map(str, asked)) == [chosen] * (chosen == "cuda:1")
 
 
 class NoFloat64(TorchDispatchMode):
