@@ -350,7 +350,8 @@ def test_a_bent_frame_is_no_edge_and_bent_noise_stays_noise(tmp_path):
     images = TrainingImages([Case("wide", "wide", "", "", "", lambda path: (wide, None))], 32, 32)
     jobs = [generate.Job(0, index, "", 0, None) for index in range(20)]
     labelled, settings = generator_of(tmp_path, images.cases, 32, 32)
-    _, _, frames, texture = generate.make_conditions(Framing(wide), PixelHED(), images, None, jobs, labelled, settings)
+    own = generate.look_at(images, Framing(wide), PixelHED(), labelled, settings)
+    _, _, frames, texture = generate.make_conditions(own, None, images.cases, jobs, labelled, settings)
     assert len({frame.sum().item() for frame in frames}) > 5  # tilted and bent
     inside = texture[:, 0][~frames & (texture[:, 0] > -0.45)]
     assert inside.std() == pytest.approx(0.1, abs=0.01)  # half of 0.2; bilinear sampling leaves two thirds of it
@@ -384,8 +385,10 @@ def conditions(tmp_path):
 
     def make(jobs, tissue=None, **change):
         labelled, settings = generator_of(tmp_path, CASES, SIZE, SIZE, **change)
-        jobs, images = [generate.Job(case, index, "", 0, 1) for case, index in jobs], TrainingImages(CASES, SIZE, SIZE)
-        return generate.make_conditions(Framing(CASES[0].image), PixelHED(), images, tissue, jobs, labelled, settings)
+        jobs, looks = [generate.Job(case, index, "", 0, 1) for case, index in jobs], [None, None]
+        for place, images in enumerate((TrainingImages(CASES, SIZE, SIZE), tissue)):
+            looks[place] = images and generate.look_at(images, Framing(CASES[0].image), PixelHED(), labelled, settings)
+        return generate.make_conditions(*looks, CASES, jobs, labelled, settings)
 
     return make
 
@@ -408,12 +411,14 @@ def test_case_and_index_alone_decide_a_shape_and_texture_moves_with_it(condition
     assert ((texture - (2 * hint[:, :1] - 1) / 2).abs() < 1e-5).float().mean() > 0.8
 
 
-def test_tissue_gives_its_edges_and_texture_and_takes_the_lesion(conditions):
+def test_tissue_gives_its_edges_and_texture_and_takes_the_lesion_with_its_own(conditions):
     wide = Case("wide", "wide", "", "", "", lambda path: (np.full((SIZE // 4, SIZE), 0.2, np.float32), None))
     tissue = TrainingImages([CASES[0], wide], SIZE, SIZE)  # letterboxed: a frame above and below
     hint, masks, frames, texture = conditions([(3, 0)], tissue, vary=0.0)
     assert frames[0, :6].all() and frames[0, 10:].all() and not frames[0, 6:10].any()
     own = TrainingImages(CASES, SIZE).read([3])[1]
     assert torch.equal(masks[0, 6:10], own[0, 6:10]) and own[0][frames[0]].any() and not masks[0][frames[0]].any()
-    assert torch.allclose(hint[0, 0, 6:10, 0], torch.tensor(0.6)) and torch.allclose(texture[0, 0, 6:10], torch.tensor(0.1))
-    assert torch.allclose(hint[0, 0][masks[0] > 0], torch.tensor((level_of(3) + 1) / 2))
+    assert torch.allclose(hint[0, 0, 6:10, 0], torch.tensor(0.6)) and torch.allclose(texture[0, 0, 6:10, 0], torch.tensor(0.1))
+    lesion = masks[0] > 0
+    assert torch.allclose(hint[0, 0][lesion], torch.tensor((level_of(3) + 1) / 2))
+    assert torch.allclose(texture[0, 0][lesion], torch.tensor(level_of(3) / 2))  # it keeps its own
