@@ -20,6 +20,8 @@ from emit.files import write_bytes
 from emit.training.loop import read_lines
 
 KINDS = ("images", "masks", "edges")
+LINE = {"file": str, "case": str, "index": range(2**31), "prompt": str | list, "size": range(2**16)}  # what is read of one
+LINE |= {"sha256": dict.fromkeys(KINDS, str)}
 CLIPPED = 0.95  # [choice] share of black and white pixels from which a picture is no picture
 
 
@@ -61,7 +63,11 @@ def _digest(content):
 
 def read_manifest(folder: Path) -> list[dict]:
     """Return the lines of a fold's manifest as dicts ([]: none yet), without a last line that a kill cut off."""
-    return read_lines(Path(folder) / "manifest.jsonl")
+    path = Path(folder) / "manifest.jsonl"
+    lines = read_lines(path, kind=LINE)
+    if outside := next((line["file"] for line in lines if Path(line["file"]).name != line["file"]), None):
+        raise InputError(f"{path}: {outside} is no file of this folder; remove its line, and the image is made again")
+    return lines
 
 
 def is_whole(folder, line):

@@ -85,7 +85,7 @@ def add_generated(folder):
         for case in (case for case in cases if case.id in split.train):
             for index in range(2):
                 line = {"file": f"{case.id[-2:]}_{index}.png", "case": case.id, "index": index, "size": SIZE}
-                lines.append(line | {"prompt": case.prompt})
+                lines.append(line | {"prompt": case.prompt, "sha256": dict.fromkeys(("images", "edges", "masks"), "")})
                 for kind in ("images", "edges", "masks"):
                     (place / kind).mkdir(parents=True, exist_ok=True)
                     Image.fromarray(case.mask).save(place / kind / line["file"])

@@ -194,5 +194,5 @@ def test_another_model_or_a_damaged_state_is_refused(tmp_path):
         torch.save(other, tmp_path / "state.pt")
         if other is None:
             (tmp_path / "state.pt").write_bytes(b"nonsense")
-        with pytest.raises(InputError, match="is no state of a run or is damaged"):
+        with pytest.raises(InputError, match="is no state of this run, or is damaged"):
             train(tmp_path, resume=True)

@@ -1,0 +1,161 @@
+"""Bad files and flags: one line and exit code 2, or the same result as before; no traceback, hang or silent acceptance.
+
+Every reader meets good files of which one was changed: its function in a process of one file's changes, or the program itself.
+A change may take 30 seconds and 2 GB.
+"""
+
+import collections
+import fnmatch
+import json
+import os
+import shutil
+
+import pytest
+from harness import PACKAGED, SCRIPTS
+from inputs import SECONDS, Program, child, examine, keep, write_good
+
+pytestmark = pytest.mark.slow
+TARGETS = {  # file that is changed: its reader
+    "bad/folders/images/p1.png": "folders",
+    "bad/folders/images/p2.jpg": "folders",
+    "bad/folders/images/p3.tif": "folders",
+    "bad/folders/images/p4.bmp": "folders",
+    "bad/folders/images/p5.tif": "folders",
+    "bad/folders/masks/p1.png": "folders",
+    "bad/folders/prompts.csv": "folders",
+    "bad/nnunet/dataset.json": "nnunet",
+    "bad/nnunet/splits_final.json": "nnunet",
+    "bad/nnunet/imagesTr/a.nii.gz": "nnunet",
+    "bad/nnunet/labelsTr/a.nii.gz": "nnunet",
+    "bad/volume/ct.nii": "volume",
+    "bad/volume/seg.nii": "volume",
+    "fine/set.json": "set",
+    "fine/splits.json": "set",
+    "made/fold0/manifest.jsonl": "generated",
+    "made/fold0/ledger.json": "generated",
+    "made/fold0/images/*_000.png": "generated",
+    "made/fold0/masks/*_000.png": "generated",
+    "made/ledger/*.npy": "generated",
+    "pre/model.safetensors": "model",
+    "pre/hed.safetensors": "hed",
+    "bad/hed.pt": "pt",
+    "bad/hed_legacy.pt": "legacy",
+    "bad/hed.h5": "h5",
+    "bad/diffusers/unet/config.json": "diffusers",
+    "bad/diffusers/scheduler/scheduler_config.json": "diffusers",
+    "bad/diffusers/vae/diffusion_pytorch_model.safetensors": "diffusers",
+    "seg/baseline/fold0_seed0/segmenter.safetensors": "segmenter",
+    "seg/baseline/fold0_seed0/scores.json": "scores",
+    "bad/run/config.json": "run",
+    "bad/run/log.jsonl": "run",
+    "bad/run/state.pt": "run",
+    "bad/sampled.png": "sampled",
+}
+PROGRAMS = SCRIPTS | PACKAGED
+FINE = {}
+
+
+@pytest.fixture(scope="module")
+def root(programs):
+    for name in ("pre", "fine", "made", "seg"):
+        programs.restore(name)
+    write_good(programs.root)
+    return programs.root
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_bad_file_is_refused_or_changes_nothing(programs, root, target):
+    path, log = sorted(root.glob(target))[0], root / "verdicts.jsonl"
+    log.write_text("")
+    process = programs.context.Process(target=child, args=(examine, programs.log, TARGETS[target], root, path, log))
+    process.start(), process.join()
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    if os.environ.get("EMIT_RECORD"):
+        with open(os.environ["EMIT_RECORD"], "a") as file:
+            file.writelines(json.dumps({"target": target} | row) + "\n" for row in rows)
+    found = {row["change"]: row["verdict"] for row in rows}
+    fine = {name for name in found if any(fnmatch.fnmatch(f"{target}: {name}", pattern) for pattern in FINE)}
+    print(target, collections.Counter(verdict.split(":")[0] for verdict in found.values()))
+    assert process.exitcode == 0 and len(found) > 10, programs.log.read_text()[-2000:]
+    assert {name: verdict for name, verdict in found.items() if verdict != ("same" if name in fine else "refused")} == {}
+
+
+# ---- the programs
+
+
+TWENTY, DIGIT = "9" * 20, "\u00b2"  # a superscript two is a digit, and no number
+FLAGS = {  # program: flags beside good ones
+    "pre": ["--steps 0", f"--batch {TWENTY}", "--batch 3", "--size 100000", "--size 15", "--lr nan", "--lr 0", f"--seed {TWENTY}",
+            "--warmup 4", "--accumulate 3", "--caption-dropout 1.5", "--precision fp16", "--device cuda:99", "--device tpu",
+            "--data nowhere", "--hed nowhere", "--vae-steps 0", "--weights nowhere", f"--vae-batch {TWENTY}", "--kl-weight -1"],
+    "set": ["--folds 0", "--folds 2000000000", "--folds 9", "--validation 1", "--window 5,1", "--labels 1", "--group (", "--group x(y)",
+            "--duplicates 2", "--slabs 2", "--layout x", "--modality CT", "--axis 3", f"--axis {DIGIT}", "--splits nowhere", "--data x"],
+    "fine": [f"--fold {DIGIT}", "--fold -1", "--fold 2", "--size 33", "--size 0", "--crop 2,1", "--hint x", "--model nowhere",
+             f"--hed-size {TWENTY}", f"--real-cases {TWENTY}", "--real-cases 7"],
+    "made": ["--steps 1001", "--steps 0", "--guidance inf", "--n 0", f"--n {TWENTY}", f"--batch {TWENTY}", "--sweep guidance=",
+             "--sweep guidance=1,x", "--sweep guidance=1,1", "--sweep seed=1", "--eta 2", "--phrases 2", "--compat x",
+             f"--fold {DIGIT}", "--spacing leading --steps 1000", "--vary -1", "--texture 2", "--finetuned nowhere", "--tissue nowhere"],
+    "seg": ["--channels 0,8", f"--channels {TWENTY}", "--channels x", "--arms x", "--patches 100", "--patches 0", "--alpha 2",
+            "--keep-best 0", "--n 0", "--test nowhere", "--steps 1e3", "--sweep n=0", "--sweep n=x", f"--batch {TWENTY}",
+            "--seeds 0", "--tolerance -1", "--real-cases 1", "--unknown 1", "--step 4", "--oracle nowhere", "--size 100"],
+}  # fmt: skip
+FILES = {  # (program, flags, file that is changed): the change
+    ("pre", "--resume", "pre/config.json"): b"{}",
+    ("pre", "--resume", "pre/vae/state.pt"): b"PK",
+    ("pre", "", "phantoms/radiology_ai/US/breast/*/*_0.png"): "a FIFO",
+    ("pre", "", "phantoms/radiology_ai/CT/abdomen/*/*_0.png"): "a new name",
+    ("set", "", "phantoms/BUSI/benign/benign (1).png"): "a FIFO",
+    ("set", "", "phantoms/BUSI/benign/benign (2).png"): "a new name",
+    ("set", "", "phantoms/BUSI/benign/benign (1)_mask.png"): b"BM",
+    ("fine", "--resume", "fine/config.json"): b"[1, 2]",
+    ("fine", "", "set/splits.json"): b'[{"train": [["a"]], "validation": 5, "test": []}]',
+    ("fine", "", "pre/model.safetensors"): b"{" * 100,
+    ("made", "--resume", "made/fold0/manifest.jsonl"): b"null\n",
+    ("made", "", "fine/set.json"): b'{"set": {}, "run": []}',
+    ("made", "", "fine/fold0/controlnet.safetensors"): b"",
+    ("seg", "", "made/fold0/manifest.jsonl"): b'{"file": "../../x.png"}\n',
+    ("seg", "", "made/fold0/ledger.json"): b"{}",
+    ("seg", "--resume", "seg/baseline/fold0_seed0/scores.json"): b'{"rows": [1], "fidelity": 2}',
+    ("seg", "--resume", "seg/config.json"): b'{"settings": [], "inputs": 3}',
+}
+
+
+def run(programs, name, flags, out):
+    """Run a program with the words of a good run, and these; return its exit code and what it printed."""
+    words = [*programs.commands[name], *flags.split(), *([] if "--resume" in flags else ["--out", str(out)])]
+    process = programs.context.Process(target=child, args=(Program((PROGRAMS[name], *words)), programs.log))
+    process.start(), process.join(SECONDS)
+    process.kill(), process.join()
+    return process.exitcode, programs.said().strip().splitlines()
+
+
+def refused(code, said):
+    return code == 2 and said[-1].startswith("error: ") and not any("Traceback" in line for line in said)
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_bad_flags_are_refused_before_anything_is_written(programs, root, name):
+    wrong, out = {}, root / "refused"
+    for flags in FLAGS[name]:
+        code, said = run(programs, name, flags, out)
+        if not refused(code, said) or out.exists():
+            wrong[flags] = code, said[-1:], sorted(map(str, out.rglob("*")))[:3]
+            shutil.rmtree(out, ignore_errors=True)
+    assert wrong == {}
+
+
+@pytest.mark.parametrize(("name", "flags", "file"), FILES)
+def test_a_program_refuses_a_bad_file(programs, root, name, flags, file):
+    path, change = sorted(root.glob(file))[0], FILES[name, flags, file]
+    spare = keep(path, root / "spare")
+    moved = path.rename(path.with_name("two\nlines.png")) if change == "a new name" else None
+    if change == "a FIFO":
+        path.unlink(), os.mkfifo(path)
+    elif moved is None:
+        path.write_bytes(change)
+    code, said = run(programs, name, flags, root / "refused")
+    keep(spare, path)
+    if moved:
+        moved.unlink()
+    shutil.rmtree(root / "refused", ignore_errors=True)
+    assert refused(code, said), said[-5:]
