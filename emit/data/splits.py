@@ -111,7 +111,7 @@ def read_splits(path, cases, validation=0.2, seed=0):
     nnU-Net lists volumes (or flat cases) under "train" and "val"; its "val" is what is scored, so it becomes our test
     part, and a validation part is held out of its "train" by group.
     """
-    folds, splits = read_json(path, list[dict[str, list[str]]], "write it anew"), []
+    folds, splits = read_json(path, list[dict[str, list[str]]], "check the path, or write it anew"), []
     try:
         for fold, parts in enumerate(folds):
             if "val" in parts:

@@ -236,7 +236,10 @@ class Program:
 
 
 def examine(reader, root, path, log):
-    """Let a reader meet every change of one file; write a line for each: {"change", "verdict", "said"}."""
+    """Let a reader meet every change of one file; write a line for each: {"change", "verdict", "said"}.
+
+    verdict: "refused", "same" or "other" (the result, where there is one), "hang", "memory", "no line", "traceback: ...".
+    """
     signal.signal(signal.SIGALRM, stop)
     read, good = READERS[reader], digest(READERS[reader](root))
     place = root / "made" if "made" in path.parts else path  # what a change may touch
@@ -249,7 +252,7 @@ def examine(reader, root, path, log):
                 found = digest(read(root))
             finally:
                 signal.alarm(0)
-            verdict, said = "same" if found == good else "silent", ""
+            verdict, said = "same" if found == good else "other", ""
         except errors.InputError as error:
             verdict, said = "refused", str(error)
             verdict = "refused" if ": " in said and len(said) < 2000 else "no line"

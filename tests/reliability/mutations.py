@@ -44,22 +44,37 @@ def link(to):
 def of_any(good):
     noise = np.random.default_rng(0).integers(0, 256, len(good), np.uint8).tobytes()
     return {
-        "empty": b"", "one byte": good[:1], "half": good[: len(good) // 2], "zeros": bytes(len(good)), "noise": noise,
-        "another kind": b"%PDF-1.4\n%%EOF\n", "a page": b"<!DOCTYPE html><html>404</html>\n", "a FIFO": fifo, "a folder": folder,
-        "a link to nothing": link("nowhere"), "a link to itself": lambda path: link(path.name)(path),
+        "empty": b"",
+        "one byte": good[:1],
+        "half": good[: len(good) // 2],
+        "zeros": bytes(len(good)),
+        "noise": noise,
+        "another kind": b"%PDF-1.4\n%%EOF\n",
+        "a page": b"<!DOCTYPE html><html>404</html>\n",
+        "a FIFO": fifo,
+        "a folder": folder,
+        "a link to nothing": link("nowhere"),
+        "a link to itself": lambda path: link(path.name)(path),
         "an endless device": link("/dev/zero"),
-    }  # fmt: skip
+    }
 
 
 # ---- changes of JSON
 
 SYNTAX = {
-    "cut": lambda text: text[: len(text) * 2 // 3], "null": lambda text: "null", "a number": lambda text: "7",
-    "a text": lambda text: '"x"', "an empty list": lambda text: "[]", "a list": lambda text: "[[1], 2]",
-    "an empty object": lambda text: "{}", "deep": lambda text: "[" * DEEP + "]" * DEEP,
-    "deep objects": lambda text: '{"a":' * DEEP + "1" + "}" * DEEP, "long number": lambda text: "1" * 10**5,
-    "two values": lambda text: text + text, "trailing text": lambda text: text + "x",
-}  # fmt: skip
+    "cut": lambda text: text[: len(text) * 2 // 3],
+    "null": lambda text: "null",
+    "a number": lambda text: "7",
+    "a text": lambda text: '"x"',
+    "an empty list": lambda text: "[]",
+    "a list": lambda text: "[[1], 2]",
+    "an empty object": lambda text: "{}",
+    "deep": lambda text: "[" * DEEP + "]" * DEEP,
+    "deep objects": lambda text: '{"a":' * DEEP + "1" + "}" * DEEP,
+    "long number": lambda text: "1" * 10**5,
+    "two values": lambda text: text + text,
+    "trailing text": lambda text: text + "x",
+}
 OTHER = {str: 5, int: "x", float: "x", bool: "x", list: {"a": 1}, dict: [5], type(None): {}}
 
 
@@ -152,7 +167,7 @@ def of_picture(good):
         "a palette without colours": png(grey, kind=3),
         "an impossible depth": png(grey, depth=7),
         "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 12\n%%EndComments\nshowpage\n%%EOF\n",
-    }  # fmt: skip
+    }
 
 
 def tiff(tag, kind, value, base):
@@ -180,8 +195,11 @@ def of_tiff(good):
 def of_mask(good):
     values = np.zeros((12, 16), np.uint8)
     values[4:8, 4:8] = 77
-    return {"an unknown class": png(values), "fractions": picture(values / np.float32(50), "TIFF"),
-            "NaN": picture(np.full((12, 16), np.nan, np.float32), "TIFF")}  # fmt: skip
+    return {
+        "an unknown class": png(values),
+        "fractions": picture(values / np.float32(50), "TIFF"),
+        "NaN": picture(np.full((12, 16), np.nan, np.float32), "TIFF"),
+    }
 
 
 # ---- changes of tables, volumes, weights, states
@@ -189,12 +207,17 @@ def of_mask(good):
 
 def of_table(good):
     return {
-        "other columns": b"file,text\n" + good.split(b"\n", 1)[1], "three columns": good.replace(b"picture 2", b"a,b"),
-        "a name twice": good + b"p1,again\n", "a name less": good.replace(b"p2,picture 2\n", b""),
-        "a zero byte": good.replace(b"picture 2", b"a\0b"), "not UTF-8": good.replace(b"picture 2", b"\xff"),
-        "an open quote": good.replace(b"picture 2", b'"picture 2'), "a long field": good.replace(b"picture 2", b"x" * 200_000),
-        "UTF-16": good.decode().encode("utf-16"), "without a head": good.split(b"\n", 1)[1],
-    }  # fmt: skip
+        "other columns": b"file,text\n" + good.split(b"\n", 1)[1],
+        "three columns": good.replace(b"picture 2", b"a,b"),
+        "a name twice": good + b"p1,again\n",
+        "a name less": good.replace(b"p2,picture 2\n", b""),
+        "a zero byte": good.replace(b"picture 2", b"a\0b"),
+        "not UTF-8": good.replace(b"picture 2", b"\xff"),
+        "an open quote": good.replace(b"picture 2", b'"picture 2'),
+        "a long field": good.replace(b"picture 2", b"x" * 200_000),
+        "UTF-16": good.decode().encode("utf-16"),
+        "without a head": good.split(b"\n", 1)[1],
+    }
 
 
 def header_of(content, changes, packed):
@@ -209,17 +232,32 @@ def of_volume(good):
     packed = good[:2] == b"\x1f\x8b"
     plain = gzip.decompress(good) if packed else good
     changes = {
-        "no axis": {40: ("<8h", [0] * 8)}, "an axis of 0": {42: ("<h", 0)}, "a last axis of 0": {46: ("<h", 0)},
-        "a negative axis": {42: ("<h", -6)}, "a header of 32767 x 32767 x 32767": {42: ("<3h", [32767] * 3)},
-        "a header of 2000 x 2000 x 2000": {42: ("<3h", [2000] * 3)}, "more axes": {40: ("<h", 7)}, "two axes": {40: ("<h", 2)},
-        "an unknown number format": {70: ("<h", 999)}, "complex numbers": {70: ("<2h", [32, 64])}, "RGB": {70: ("<2h", [128, 24])},
-        "the data far behind": {108: ("<f", 1e18)}, "the data before the start": {108: ("<f", -1e6)}, "NaN scale": {112: ("<2f", [np.nan, 0])},
-        "endless scale": {112: ("<2f", [np.inf, 0])}, "a huge scale": {112: ("<2f", [1e38, 1e38])}, "no transform": {252: ("<2h", [0, 0])},
-        "NaN affine": {252: ("<2h", [0, 1]), 280: ("<f", np.nan)}, "zero affine": {252: ("<2h", [0, 1]), 280: ("<12f", [0] * 12)},
-        "endless affine": {252: ("<2h", [0, 1]), 280: ("<f", np.inf)}, "a shifted affine": {252: ("<2h", [0, 1]), 292: ("<f", 50)},
-        "spacing of 0": {252: ("<2h", [0, 0]), 80: ("<3f", [0, 0, 0])}, "NaN spacing": {252: ("<2h", [0, 0]), 80: ("<3f", [np.nan] * 3)},
-        "no magic": {344: ("<4s", b"xxxx")}, "a header of another size": {0: ("<i", 12345)},
-    }  # fmt: skip
+        "no axis": {40: ("<8h", [0] * 8)},
+        "an axis of 0": {42: ("<h", 0)},
+        "a last axis of 0": {46: ("<h", 0)},
+        "a negative axis": {42: ("<h", -6)},
+        "a header of 32767 x 32767 x 32767": {42: ("<3h", [32767] * 3)},
+        "a header of 2000 x 2000 x 2000": {42: ("<3h", [2000] * 3)},
+        "more axes": {40: ("<h", 7)},
+        "two axes": {40: ("<h", 2)},
+        "an unknown number format": {70: ("<h", 999)},
+        "complex numbers": {70: ("<2h", [32, 64])},
+        "RGB": {70: ("<2h", [128, 24])},
+        "the data far behind": {108: ("<f", 1e18)},
+        "the data before the start": {108: ("<f", -1e6)},
+        "NaN scale": {112: ("<2f", [np.nan, 0])},
+        "endless scale": {112: ("<2f", [np.inf, 0])},
+        "a huge scale": {112: ("<2f", [1e38, 1e38])},
+        "no transform": {252: ("<2h", [0, 0])},
+        "NaN affine": {252: ("<2h", [0, 1]), 280: ("<f", np.nan)},
+        "zero affine": {252: ("<2h", [0, 1]), 280: ("<12f", [0] * 12)},
+        "endless affine": {252: ("<2h", [0, 1]), 280: ("<f", np.inf)},
+        "a shifted affine": {252: ("<2h", [0, 1]), 292: ("<f", 50)},
+        "spacing of 0": {252: ("<2h", [0, 0]), 80: ("<3f", [0, 0, 0])},
+        "NaN spacing": {252: ("<2h", [0, 0]), 80: ("<3f", [np.nan] * 3)},
+        "no magic": {344: ("<4s", b"xxxx")},
+        "a header of another size": {0: ("<i", 12345)},
+    }
     changes["no magic"] = {344: ("<i", 0)}
     found = {name: header_of(plain, change, packed) for name, change in changes.items()}
     for name, value in (("NaN", np.nan), ("infinity", np.inf), ("1e300", 1e300), ("fractions", 0.3)):
@@ -242,10 +280,15 @@ def of_safetensors(good):
     header, body = json.loads(good[8 : 8 + size]), good[8 + size :]
     name = next(name for name in header if name != "__metadata__" and header[name]["dtype"] == "F32")
     entries = {
-        "a longer shape": {"shape": [10**9, 10**9]}, "offsets beyond": {"data_offsets": [0, 2**62]}, "another dtype": {"dtype": "I64"},
-        "an unknown dtype": {"dtype": "X9"}, "negative shape": {"shape": [-1]}, "no shape": {"shape": None}, "empty shape": {"shape": [0]},
+        "a longer shape": {"shape": [10**9, 10**9]},
+        "offsets beyond": {"data_offsets": [0, 2**62]},
+        "another dtype": {"dtype": "I64"},
+        "an unknown dtype": {"dtype": "X9"},
+        "negative shape": {"shape": [-1]},
+        "no shape": {"shape": None},
+        "empty shape": {"shape": [0]},
         "offsets turned": {"data_offsets": header[name]["data_offsets"][::-1]},
-    }  # fmt: skip
+    }
     found = {what: safetensors(header | {name: header[name] | entry}, body) for what, entry in entries.items()}
     found |= {"a header of 2^60 bytes": struct.pack("<Q", 2**60) + good[8:], "a deep header": safetensors(b"[" * DEEP)}
     found |= {"a tensor less": safetensors({key: value for key, value in header.items() if key != name}, body)}
@@ -277,12 +320,18 @@ def of_pickle(good, path):
     tensors = torch.load(io.BytesIO(good), weights_only=True)
     name, options = next(iter(tensors)), {"_use_new_zipfile_serialization": "legacy" not in str(path)}
     others = {
-        "a list": [1], "numbers": {name: 1}, "a tensor that repeats one number": tensors | {name: torch.zeros(1).expand(10**6, 10**6)},
-        "a meta tensor": tensors | {name: torch.empty(10**6, 10**6, device="meta")}, "a sparse tensor": tensors | {name: torch.eye(3).to_sparse()},
-        "NaN": tensors | {name: torch.full_like(tensors[name], np.nan)}, "integers": tensors | {name: tensors[name].long()},
-        "a tensor less": {key: tensors[key] for key in list(tensors)[1:]}, "a number as name": {5: tensors[name]},
-        "a call": {name: Call(os.getcwd, ())}, "complex numbers": tensors | {name: tensors[name].cfloat()},
-    }  # fmt: skip
+        "a list": [1],
+        "numbers": {name: 1},
+        "a tensor that repeats one number": tensors | {name: torch.zeros(1).expand(10**6, 10**6)},
+        "a meta tensor": tensors | {name: torch.empty(10**6, 10**6, device="meta")},
+        "a sparse tensor": tensors | {name: torch.eye(3).to_sparse()},
+        "NaN": tensors | {name: torch.full_like(tensors[name], np.nan)},
+        "integers": tensors | {name: tensors[name].long()},
+        "a tensor less": {key: tensors[key] for key in list(tensors)[1:]},
+        "a number as name": {5: tensors[name]},
+        "a call": {name: Call(os.getcwd, ())},
+        "complex numbers": tensors | {name: tensors[name].cfloat()},
+    }
     found = {what: saved(one, **options) for what, one in others.items()}
     if options["_use_new_zipfile_serialization"]:
         found["a packed bomb"] = repack(good, lambda name, data: bytes(3 * 10**9) if name.endswith("data.pkl") else data)
@@ -316,9 +365,11 @@ def of_keras(good):
     return {
         "a dataset of 10^12": replace(shape=(10**6, 10**6), dtype="f4", chunks=(1, 1000)),
         "another file's data": replace(shape=(1, 1, 1, 1), dtype="f4", external=[("/proc/cpuinfo", 0, 4)]),
-        "texts": replace(data=["a", "b"], dtype=h5py.string_dtype()), "NaN": replace(data=np.full((1, 1, 1, 1), np.nan, np.float32)),
-        "a dataset less": with_(lambda file: file.__delitem__(place)), "no number": replace(shape=(0,), dtype="f4"),
-    }  # fmt: skip
+        "texts": replace(data=["a", "b"], dtype=h5py.string_dtype()),
+        "NaN": replace(data=np.full((1, 1, 1, 1), np.nan, np.float32)),
+        "a dataset less": with_(lambda file: file.__delitem__(place)),
+        "no number": replace(shape=(0,), dtype="f4"),
+    }
 
 
 def of_state(good):
@@ -327,18 +378,38 @@ def of_state(good):
     weights = state["weights"]
     name, ema = next(iter(weights)), state["ema"]
     others = {
-        "step negative": {"step": -1}, "step of text": {"step": "x"}, "step too late": {"step": 99}, "step of a fraction": {"step": 2.5},
-        "weights of a list": {"weights": list(weights.values())}, "weights of numbers": {"weights": dict.fromkeys(weights, 1.0)},
-        "weights of another shape": {"weights": weights | {name: torch.zeros(9)}}, "NaN": {"weights": weights | {name: weights[name] * np.nan}},
-        "no average": {"ema": None}, "an average of text": {"ema": ["x"] * len(ema)}, "a shorter average": {"ema": ema[1:]},
-        "an average of another shape": {"ema": [torch.zeros(3) for _ in ema]}, "sums of text": {"sums": {"loss": "x"}},
-        "sums of a list": {"sums": [1]}, "no optimizer": {"optimizer": {}}, "an optimizer of text": {"optimizer": "x"},
+        "step negative": {"step": -1},
+        "step of text": {"step": "x"},
+        "step too late": {"step": 99},
+        "step of a fraction": {"step": 2.5},
+        "weights of a list": {"weights": list(weights.values())},
+        "weights of numbers": {"weights": dict.fromkeys(weights, 1.0)},
+        "weights of another shape": {"weights": weights | {name: torch.zeros(9)}},
+        "NaN": {"weights": weights | {name: weights[name] * np.nan}},
+        "no average": {"ema": None},
+        "an average of text": {"ema": ["x"] * len(ema)},
+        "a shorter average": {"ema": ema[1:]},
+        "an average of another shape": {"ema": [torch.zeros(3) for _ in ema]},
+        "sums of text": {"sums": {"loss": "x"}},
+        "sums of a list": {"sums": [1]},
+        "no optimizer": {"optimizer": {}},
+        "an optimizer of text": {"optimizer": "x"},
         "another optimizer": {"optimizer": {"state": {}, "param_groups": [{"lr": 1, "params": [0, 1, 2, 3, 4]}]}},
-        "an optimizer's moments of another shape": {"optimizer": state["optimizer"] | {"state": {
-            n: {k: torch.zeros(7) if k == "exp_avg" else v for k, v in one.items()} for n, one in state["optimizer"]["state"].items()}}},
-        "fewer hashes": {"hashes": state["hashes"][:3]}, "hashes of fractions": {"hashes": state["hashes"].float()},
-        "hashes of text": {"hashes": "x"}, "no hashes": {"hashes": None}, "buffers of a list": {"buffers": []},
-    }  # fmt: skip
+        "an optimizer's moments of another shape": {
+            "optimizer": state["optimizer"]
+            | {
+                "state": {
+                    n: {k: torch.zeros(7) if k == "exp_avg" else v for k, v in one.items()}
+                    for n, one in state["optimizer"]["state"].items()
+                }
+            }
+        },
+        "fewer hashes": {"hashes": state["hashes"][:3]},
+        "hashes of fractions": {"hashes": state["hashes"].float()},
+        "hashes of text": {"hashes": "x"},
+        "no hashes": {"hashes": None},
+        "buffers of a list": {"buffers": []},
+    }
     found |= {what: state | change for what, change in others.items()}
     found["a list"] = [state]
     found = {what: saved(one) for what, one in found.items()}
@@ -377,8 +448,14 @@ def npy(array, **options):
 
 def of_list(good):
     huge = npy(np.zeros(8, np.uint64)).replace(b"(8,), }" + b" " * 12, b"(900000000000,), }" + b" ")
-    others = {"a pickle": pickle.dumps([1]), "objects": npy(np.array([{}], object), allow_pickle=True), "fractions": npy(np.ones(3)),
-              "two axes": npy(np.ones((2, 2), np.uint64)), "a header of 900 gigabytes": huge, "another number of pictures": npy(np.arange(3, dtype=np.uint64))}  # fmt: skip
+    others = {
+        "a pickle": pickle.dumps([1]),
+        "objects": npy(np.array([{}], object), allow_pickle=True),
+        "fractions": npy(np.ones(3)),
+        "two axes": npy(np.ones((2, 2), np.uint64)),
+        "a header of 900 gigabytes": huge,
+        "another number of pictures": npy(np.arange(3, dtype=np.uint64)),
+    }
     return {f"rightly named: {what}": rehash(None, None, content) for what, content in others.items()}
 
 
@@ -405,9 +482,19 @@ def of_manifest(good):
 # ---- all
 
 OF = {
-    ".png": of_picture, ".jpg": of_picture, ".tif": of_tiff, ".bmp": of_picture, ".csv": of_table, ".json": of_json, ".jsonl": of_lines,
-    ".nii": of_volume, ".gz": of_volume, ".safetensors": of_safetensors, ".h5": of_keras, ".npy": of_list,
-}  # fmt: skip
+    ".png": of_picture,
+    ".jpg": of_picture,
+    ".tif": of_tiff,
+    ".bmp": of_picture,
+    ".csv": of_table,
+    ".json": of_json,
+    ".jsonl": of_lines,
+    ".nii": of_volume,
+    ".gz": of_volume,
+    ".safetensors": of_safetensors,
+    ".h5": of_keras,
+    ".npy": of_list,
+}
 
 
 def changes_of(path):

@@ -66,6 +66,7 @@ def test_presets_flags_and_types():
         (["extra"], "unrecognized arguments: extra"),
         (["--lr", "0"], "--lr: is 0.0; give more than 0"),
         (["--count", "10"], "--count: is 10; give at least 1 and at most 9"),
+        (["--widths", "9" * 20], "--widths: is 99999999999999999999; give at most 2147483647"),
         (["--share", "1"], "--share: is 1.0; give at least 0 and less than 1"),
         (["--widths", "8,3"], "--widths: is 3; give at least 4"),
         (["--widths="], "--widths: is empty; give at least one number"),
