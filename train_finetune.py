@@ -111,6 +111,7 @@ def main():
     settings = replace(settings, hed_size=settings.hed_size or hed_side(hed_header, settings.size))
     labelled = replace(open_set(settings.data), **{name: getattr(settings, name) for name in TAKEN_OVER})
     folds = choose_folds(settings.fold, labelled.splits)
+    training = [labelled.training(fold) for fold in folds]  # what is refused stops here
     model, headers = EmitDiff.load(settings.model, settings.controlnet, prediction=settings.prediction)
     files = {"model": settings.model, "controlnet": settings.controlnet, "hed": settings.hed}
     ancestry = join(map(open_ledger, filter(None, files.values()), [*headers, hed_header]))
@@ -122,10 +123,10 @@ def main():
         write_set(settings.out, labelled)
         if not settings.resume:
             check_room(settings.out, room_needed([model.controlnet] * len(folds), [model.controlnet] * len(folds)))
-    for fold in folds:
+    for fold, cases in zip(folds, training, strict=True):
         model.controlnet.load_state_dict(start)
         folder = settings.out / f"fold{fold}"
-        pictures, hints, losses = train_fold(model, hed, labelled.training(fold), labelled.classes, settings, folder)
+        pictures, hints, losses = train_fold(model, hed, cases, labelled.classes, settings, folder)
         seen = ancestry.add(f"fine-tuning, fold {fold}", pictures.hashes)
         if distributed.rank() == 0:
             seen.write(settings.out)

@@ -25,8 +25,7 @@ from emit.evaluation.fidelity import describe_generated
 from emit.evaluation.folds import name_tests, open_folds, open_sets
 from emit.evaluation.illustrate import run_folder
 from emit.evaluation.judge import keep_best
-from emit.evaluation.metrics import KINDS
-from emit.evaluation.metrics import SCORES as RATES
+from emit.evaluation.metrics import KINDS, SCORES
 from emit.evaluation.report import find_deviations, write_report
 from emit.evaluation.scoring import find_labels, predict, save_labels, score, validate
 from emit.evaluation.sweep import SWEEPS, plan_runs, write_sweep
@@ -38,8 +37,8 @@ from emit.training import distributed
 from emit.training.loop import Run, check_run, read_lines, write_lines
 from emit.training.settings import RunSettings, parse, save_config, setting
 
-ROW = {"arm": str, "fold": int, "seed": int, "case": str | int, "class": str, "kind": Literal[*KINDS]} | dict.fromkeys(RATES, float)
-SCORES = {"rows": [ROW], "fidelity": [ROW]}  # what is read of scores.json
+ROW = {"case": str | int, "class": str, "kind": Literal[*KINDS], "unit": Literal["px", "mm"], "tolerance": float}
+ROW |= {"predicted": range(2**40), "target": range(2**40)} | dict.fromkeys(SCORES, float)  # of scores.json, and whose it is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +164,8 @@ def run_arm(name, fold, seed, settings):
     """Train and score one segmenter; return, for every test set, {"rows": of its scores, "fidelity": of the generated images}."""
     folders = {test: run_folder(settings.out / test, name, fold.number, seed) for test in fold.tests}
     if settings.resume and all((folder / "scores.json").exists() for folder in folders.values()):
-        return {test: read_json(folder / "scores.json", SCORES) for test, folder in folders.items()}
+        row = ROW | {"arm": Literal[name], "fold": range(fold.number, fold.number + 1), "seed": range(seed, seed + 1)}
+        return {test: read_json(folder / "scores.json", {"rows": [row], "fidelity": [row]}) for test, folder in folders.items()}
     number = seed_from(settings.seed, "segmenter", fold.number, seed)  # the same weights and order in every arm
     network = train_segmenter(ARMS[name], fold, settings, folders[""], number)
     found, where = {}, {"arm": name, "fold": fold.number, "seed": seed}

@@ -6,6 +6,7 @@ generator, read by stage 3 and by the report.
 
 import hashlib
 import io
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from emit.training.loop import read_lines
 
 KINDS = ("images", "masks", "edges")
 LINE = {"file": str, "case": str, "index": range(2**31), "prompt": str | list, "size": range(2**16)}  # what is read of one
-LINE |= {"sha256": dict.fromkeys(KINDS, str)}
+LINE |= {"sha256": dict.fromkeys(KINDS, str), "compat": list[str] | None}
 CLIPPED = 0.95  # [choice] share of black and white pixels from which a picture is no picture
 
 
@@ -65,8 +66,9 @@ def read_manifest(folder: Path) -> list[dict]:
     """Return the lines of a fold's manifest as dicts ([]: none yet), without a last line that a kill cut off."""
     path = Path(folder) / "manifest.jsonl"
     lines = read_lines(path, kind=LINE)
-    if outside := next((line["file"] for line in lines if Path(line["file"]).name != line["file"]), None):
-        raise InputError(f"{path}: {outside} is no file of this folder; remove its line, and the image is made again")
+    bad = [name for name, count in Counter(line["file"] for line in lines).items() if count > 1 or Path(name).name != name]
+    if bad:
+        raise InputError(f"{path}: {bad[0]} is twice in it, or no file of this folder; remove its line, and it is made again")
     return lines
 
 

@@ -119,4 +119,4 @@ def _is_list(content, digest, count):
 
 def read(path: Path) -> Ledger:
     """Return the Ledger of a JSON file, such as the generator's fold<k>/ledger.json."""
-    return open_ledger(path, read_json(path, {"ancestry": object}, "generate anew, or leaks cannot be ruled out"))
+    return open_ledger(path, read_json(path, {"ancestry": list}, "generate anew, or leaks cannot be ruled out"))

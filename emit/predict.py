@@ -37,7 +37,7 @@ from emit.training import distributed
 from emit.training.loop import read_lines, write_lines
 from emit.training.settings import Limited, parse, save_config, setting, show
 
-READING = {"values": list[int | str | list[int]], "window": (None, list[float]), "channel": int | None, "axis": int | None}
+READING = {"values": [(range(65536), str, list[int])], "window": (None, list[float]), "channel": int | None, "axis": int | None}
 HEADER = {"config": {"channels": list}, "classes": list[str], "size": range(1, MOST_SIDE + 1), "reading": READING}
 SIDE = 512  # pixels of an overlay's shorter side, at least
 
@@ -76,8 +76,12 @@ def load_segmenters(paths) -> tuple[nn.Module, dict]:
             about = {name: header["reading"][name] for name in (*VOLUMES, "values")}
             about |= {name: header[name] for name in ("classes", "size")}
             config = check_sizes(SegmenterConfig(**header["config"] | {"channels": tuple(header["config"]["channels"])}))
-            network = Segmenter(config)
-        except (ValueError, TypeError) as error:
+            with torch.device("meta"):  # no memory before the tensors are known to fit
+                network = Segmenter(config)
+            whole = all(tensor.isfinite().all() for tensor in tensors.values())
+            if not whole or {len(about["classes"]), len(about["values"])} != {config.classes}:
+                raise ValueError("its weights, classes and values do not fit")
+        except (ValueError, TypeError, LookupError) as error:
             raise InputError(f"{path}: is no segmenter, or an earlier version's ({error}); train one with train_seg.py") from error
         first = first or about
         for name in (name for name in about if about[name] != first[name]):

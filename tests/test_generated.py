@@ -63,7 +63,7 @@ def test_a_line_that_a_kill_cut_off_is_none(folder):
     text = (folder / "manifest.jsonl").read_text()
     for bad in ("null", "{", text.partition("\n")[0].replace('"file": "', '"file": "../')):
         (folder / "manifest.jsonl").write_text(f"{bad}\n{text}")
-        with pytest.raises(InputError, match=r"manifest.jsonl: (line 1: is damaged|../a_000.png is no file of this folder)"):
+        with pytest.raises(InputError, match=r"manifest.jsonl: (line 1: is damaged|../a_000.png is twice in it, or)"):
             read_manifest(folder)
     (folder / "manifest.jsonl").write_text(text[:-9])
     assert [line["file"] for line in read_manifest(folder)] == ["a_000.png"]

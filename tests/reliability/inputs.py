@@ -141,15 +141,16 @@ def read_nnunet(root):
 
 def read_set(root):
     labelled = open_set(root / "fine")
-    lists = [labelled.training(0), labelled.training(1)]
+    lists = [labelled.training(fold) for fold in range(len(labelled.splits))]
     own = [labelled.size, labelled.hint, labelled.hed_size, labelled.real_cases, labelled.seed, labelled.classes]
     return labelled.names, own, [[case.id for case in cases] for cases in lists]
 
 
 def read_generated(root):
     made = Generated(root / "made" / "fold0")
-    used = [{name: line[name] for name in ("file", "case", "prompt", "size", "compat")} for line in made.lines]
-    return list(made.pairs()), made.ledger.entries, used, "tissue" in made.lines[0]
+    used = [{name: line[name] for name in ("file", "case", "prompt", "size")} for line in made.lines]
+    report = "tissue" in made.lines[0], made.lines[0].get("compat") or []
+    return list(made.pairs()), made.ledger.entries, used, report
 
 
 def read_model(path, **options):
@@ -175,6 +176,8 @@ def read_segmenter(root):
 
 
 def read_scores(root):
+    if not (root / "seg" / "baseline" / "fold0_seed0" / "scores.json").exists():
+        return "trained anew"
     fold = SimpleNamespace(tests={"": None}, number=0)
     return train_seg.run_arm("baseline", fold, 0, SimpleNamespace(resume=True, out=root / "seg"))
 

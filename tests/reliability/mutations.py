@@ -334,7 +334,7 @@ def of_pickle(good, path):
     }
     found = {what: saved(one, **options) for what, one in others.items()}
     if options["_use_new_zipfile_serialization"]:
-        found["a packed bomb"] = repack(good, lambda name, data: bytes(3 * 10**9) if name.endswith("data.pkl") else data)
+        found["a packed bomb"] = repack(good, lambda name, data: bytes(3 * 10**8) if name.endswith("data.pkl") else data)
     return found
 
 
@@ -413,7 +413,7 @@ def of_state(good):
     found |= {what: state | change for what, change in others.items()}
     found["a list"] = [state]
     found = {what: saved(one) for what, one in found.items()}
-    return found | {"a packed bomb": repack(good, lambda name, data: bytes(3 * 10**9) if name.endswith("data.pkl") else data)}
+    return found | {"a packed bomb": repack(good, lambda name, data: bytes(3 * 10**8) if name.endswith("data.pkl") else data)}
 
 
 def of_sampled(good):
@@ -454,7 +454,7 @@ def of_list(good):
         "fractions": npy(np.ones(3)),
         "two axes": npy(np.ones((2, 2), np.uint64)),
         "a header of 900 gigabytes": huge,
-        "another number of pictures": npy(np.arange(3, dtype=np.uint64)),
+        "another number of pictures": npy(np.arange(77, dtype=np.uint64)),
     }
     return {f"rightly named: {what}": rehash(None, None, content) for what, content in others.items()}
 
