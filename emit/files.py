@@ -134,6 +134,7 @@ def find_misfit(value, kind, name="it"):
         wanted = {float: (int, float), Path: (str, Path), None: type(None)}.get(kind, kind)
         fits = isinstance(value, wanted) and (kind in (bool, object) or not isinstance(value, bool))
     if not fits:
+        kind = type(kind) if isinstance(kind, dict | list) else kind
         return f"{name} is {shorten(repr(value), 60)}, not {getattr(kind, '__name__', kind)}"
     return next(filter(None, (find_misfit(*one) for one in inside)), None)
 

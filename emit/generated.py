@@ -21,7 +21,7 @@ from emit.files import write_bytes
 from emit.training.loop import read_lines
 
 KINDS = ("images", "masks", "edges")
-LINE = {"file": str, "case": str, "index": range(2**31), "prompt": str | list, "size": range(2**16)}  # what is read of one
+LINE = {"file": str, "case": str, "index": range(10**4), "prompt": str | list, "size": range(2**16)}  # what is read of one
 LINE |= {"sha256": dict.fromkeys(KINDS, str), "compat": list[str] | None}
 CLIPPED = 0.95  # [choice] share of black and white pixels from which a picture is no picture
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from emit.errors import InputError, Stopped, asked_to_stop, deferred
 from emit.evaluation.figures import costing_nothing, save_curves
-from emit.files import check_zip, find_misfit, parse_json, read_text, write_atomic, write_text
+from emit.files import check_file, check_zip, find_misfit, parse_json, read_text, write_atomic, write_text
 from emit.seeds import generator
 from emit.training import distributed
 from emit.training.order import choose_samples, prefetch
@@ -296,6 +296,7 @@ class Run:
 
     @torch.no_grad()
     def _load(self, path):
+        check_file(path)
         if not path.exists():
             return
         targets = self.named | dict(self.modules.named_buffers())

@@ -28,7 +28,7 @@ LIMITS = {  # of a number: what must hold, in words
     "below": (operator.lt, "less than"),
 }
 CONFIG = {"settings": dict, "inputs": dict[str, dict[str, str]]}  # what a resumed run reads of config.json
-MOST = {"batch": 2**16, "size": MOST_SIDE, "channels": 2**12, "n": 10**4, "folds": 1000, "seed": 2**62}  # by the last word
+MOST = {"batch": 2**16, "size": MOST_SIDE, "channels": 2**12, "n": 10**4, "folds": 1000, "seed": 2**63}  # by the last word
 STARTED = ("state.pt", "manifest.jsonl")  # files of a run, or of the generator, that has begun
 
 
