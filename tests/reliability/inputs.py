@@ -33,7 +33,7 @@ from emit.dataset import open_set
 from emit.files import write_json
 from emit.generated import Generated
 from emit.ledger import open_ledger
-from emit.model import EmitDiff, load_hed
+from emit.model import load_hed
 from emit.networks.hed import HED, STAGES
 from emit.predict import load_segmenters
 from emit.training.loop import Run
@@ -153,11 +153,10 @@ def read_generated(root):
     return list(made.pairs()), made.ledger.entries, used, report
 
 
-def read_model(path, **options):
+def read_model(path):
     def read(root):
-        model, headers = EmitDiff.load(root / path, **options)
-        entries = open_ledger(root / path, headers[0]).entries
-        return entries, asdict(model.sizes), model.vae.scale, dict(model.state_dict())
+        found = checkpoints.read(root / path)
+        return open_ledger(root / path, found.header).entries, found.config, found.prediction, found.dropped, found.parts
 
     return read
 
@@ -229,6 +228,7 @@ class Program:
     words: tuple
 
     def __call__(self):
+        limit_memory()
         sys.argv, name = list(self.words), self.words[0]
         if name.endswith(".py"):
             runpy.run_path(str(ROOT / name), run_name="__main__")
@@ -245,7 +245,9 @@ def examine(reader, root, path, log):
     read, good = READERS[reader], digest(READERS[reader](root))
     place = root / "made" if "made" in path.parts else path  # what a change may touch
     spare = keep(place, root / "spare")
-    for name, change in changes_of(path).items():
+    changes = changes_of(path)
+    limit_memory()
+    for name, change in changes.items():
         change(path) if callable(change) else path.write_bytes(change)
         signal.alarm(SECONDS)
         try:
@@ -284,11 +286,15 @@ def keep(one, other):
     return shutil.copytree(one, other) if one.is_dir() else shutil.copyfile(one, other)
 
 
+def limit_memory():
+    """Let this process take MEMORY more bytes than it has now."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+
+
 def child(work, log, *arguments):
-    """Do the work with MEMORY more bytes than now; what it prints goes to `log`."""
+    """Do the work; what it prints goes to `log`."""
     with open(log, "wb") as file:
         os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     work(*arguments)
