@@ -88,6 +88,7 @@ FINE = {  # target and change that need not be refused: why
     "made/fold0/ledger.json: ancestry emptied": "the report says: unknown",
     "made/fold0/ledger.json: ancestry.0 missing": "cannot be told: a generator may come from any weights",
     "made/fold0/ledger.json: ancestry.0.stage outside": "any text is a name",
+    "bad/sampled.png: settings.*": "another picture is asked for, by value or by default",
     "bad/run/log.jsonl: *": "curves alone; a kill may cut its last line",
     "bad/run/config.json: settings.device *": "may change",
     "bad/run/config.json: settings.save_every *": "may change",
