@@ -112,6 +112,7 @@ def main():
     settings = replace(settings, hed_size=settings.hed_size or hed_side(hed_header, settings.size))
     labelled = replace(open_set(settings.data), **{name: getattr(settings, name) for name in TAKEN_OVER})
     folds = choose_folds(settings.fold, labelled.splits)
+    training = [labelled.training(fold) for fold in folds]  # what is refused stops here
     model, headers = EmitDiff.load(settings.model, settings.controlnet, prediction=settings.prediction)
     files = {"model": settings.model, "controlnet": settings.controlnet, "hed": settings.hed}
     ancestry = join(map(open_ledger, filter(None, files.values()), [*headers, hed_header]))
@@ -127,11 +128,12 @@ def main():
 
     settings = replace(settings, resume=True)  # another process may have begun a fold by the time this one comes to it
 
-    def tune(fold):
+    def tune(job):
+        fold, cases = job
         folder = settings.out / f"fold{fold}"
         with claim(folder):
             model.controlnet.load_state_dict(start)
-            pictures, hints, losses = train_fold(model, hed, labelled.training(fold), labelled.classes, settings, folder)
+            pictures, hints, losses = train_fold(model, hed, cases, labelled.classes, settings, folder)
             seen = ancestry.add(f"fine-tuning, fold {fold}", pictures.hashes)
             if distributed.rank() == 0:
                 with claim(settings.out, wait=True):
@@ -140,7 +142,7 @@ def main():
                 print(f"{folder}: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
                 save_samples(model, pictures, hints, folder / "samples.png", settings.seed, text_alone=0)
 
-    share(folds, tune)
+    share(zip(folds, training, strict=True), tune)
     distributed.stop()
 
 

@@ -26,6 +26,7 @@ from emit.evaluation.fidelity import describe_generated
 from emit.evaluation.folds import name_tests, open_folds, open_sets
 from emit.evaluation.illustrate import run_folder
 from emit.evaluation.judge import keep_best
+from emit.evaluation.metrics import KINDS, SCORES
 from emit.evaluation.report import find_deviations, write_report
 from emit.evaluation.scoring import find_labels, predict, save_labels, score, validate
 from emit.evaluation.sweep import SWEEPS, plan_runs, write_sweep
@@ -36,6 +37,9 @@ from emit.seeds import seed_from
 from emit.training import distributed
 from emit.training.loop import Run, check_run, read_lines, write_lines
 from emit.training.settings import RunSettings, parse, save_config, setting
+
+ROW = {"case": str | int, "class": str, "kind": Literal[*KINDS], "unit": Literal["px", "mm"], "tolerance": float}
+ROW |= {"predicted": range(2**40), "target": range(2**40)} | dict.fromkeys(SCORES, float)  # of scores.json, and whose it is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +124,7 @@ def train_segmenter(arm, fold, settings, folder, seed):
     header = {"config": asdict(config), "classes": fold.labelled.classes, "size": settings.size, "reading": fold.labelled.reading}
     # A step writes the selected weights, the line, and state.pt at its end. What is newer than state.pt is forgotten
     # here and done again, to the same bits: so a kill between any two writes changes nothing.
-    lines = read_lines(log, run.done)
+    lines = read_lines(log, run.done, {"step": int, "dice": float})
     for step, batch in run.steps(training):
         image, mask, other, other_mask = batch.image, batch.mask, batch.image, batch.mask  # (B, 1, S, S), (B, S, S), twice
         real = arm.real(len(image), settings.size, step / settings.steps, settings, run.rng)  # (B, 1, S or 1, S or 1)
@@ -162,7 +166,8 @@ def run_arm(name, fold, seed, settings):
     """Train and score one segmenter; return, for every test set, {"rows": of its scores, "fidelity": of the generated images}."""
     folders = {test: run_folder(settings.out / test, name, fold.number, seed) for test in fold.tests}
     if all((folder / "scores.json").exists() for folder in folders.values()):
-        return {test: read_json(folder / "scores.json", "rows", "fidelity") for test, folder in folders.items()}
+        row = ROW | {"arm": Literal[name], "fold": range(fold.number, fold.number + 1), "seed": range(seed, seed + 1)}
+        return {test: read_json(folder / "scores.json", {"rows": [row], "fidelity": [row]}) for test, folder in folders.items()}
     number = seed_from(settings.seed, "segmenter", fold.number, seed)  # the same weights and order in every arm
     network = train_segmenter(ARMS[name], fold, settings, folders[""], number)
     found, where = {}, {"arm": name, "fold": fold.number, "seed": seed}

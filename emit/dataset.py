@@ -12,22 +12,25 @@ import json
 from collections import Counter
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from emit import errors
 from emit.data.cases import read_cases
 from emit.data.edges import HINTS
-from emit.data.images import decode
+from emit.data.images import MOST_SIDE, decode
 from emit.data.similarity import join_near_duplicates
 from emit.data.splits import make_splits, read_splits, select, write_splits
 from emit.errors import InputError
-from emit.files import write_json
+from emit.files import read_json, write_json
 from emit.seeds import generator
-from emit.training.settings import Limited, parse, setting, show, to_plain
+from emit.training.settings import Limited, check_values, parse, setting, show, to_plain
 
 DATASET, SPLITS = "set.json", "splits.json"  # dataset.json is nnU-Net's
-TAKEN_OVER = ("size", "hint", "hed_size", "real_cases", "seed")
+SIDES = (None, range(1, MOST_SIDE + 1))
+RUN = {"size": SIDES, "hint": (None, Literal[*HINTS]), "hed_size": SIDES, "real_cases": (None, range(1, 2**31)), "seed": int}
+TAKEN_OVER = tuple(RUN)  # from one program to the next
 VOLUMES = ("window", "channel", "axis")  # how slices are cut, in LabelledSet.reading
 
 
@@ -173,17 +176,13 @@ def write_set(folder: Path, labelled: LabelledSet):
 
 def read_description(path):
     """Return set.json: (SetSettings without splits, {field of LabelledSet: value} that later programs take over)."""
-    try:
-        content = json.loads(Path(path).read_text())
-        about = {name: tuple(value) if isinstance(value, list) else value for name, value in content["set"].items()}
-        run = {name: content["run"][name] for name in TAKEN_OVER}
-        if run["hint"] not in (None, *HINTS):
-            raise ValueError(f"unknown hint {run['hint']}")
-        return SetSettings(**about | {"data": Path(about["data"])}), run
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a folder of stage 2 or of the generator") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path}: is damaged ({error!r}); write it anew") from error
+    content = read_json(path, {"set": dict, "run": RUN}, "give a folder of stage 2 or of the generator, or write it anew")
+    about = {name: tuple(value) if isinstance(value, list) else value for name, value in content["set"].items()}
+    check_values(SetSettings, about, path, [f.name for f in fields(SetSettings) if f.name != "splits"])
+    run = {name: content["run"].get(name) for name in TAKEN_OVER}
+    if run["hint"] and None in (run["size"], run["hed_size"]):
+        raise InputError(f"{path}: is damaged (a hint without its size); run stage 2 anew")
+    return SetSettings(**about | {"data": Path(about["data"])}), run
 
 
 def inherit_set(given):

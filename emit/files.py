@@ -6,7 +6,10 @@ import io
 import json
 import os
 import shutil
+import zipfile
 from pathlib import Path
+from textwrap import shorten
+from typing import Literal, get_args, get_origin
 
 from emit.errors import InputError
 
@@ -21,6 +24,7 @@ def sha256(path):
     if path.is_dir():
         names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
         return hashlib.sha256(os.fsencode("".join(f"{sha256(path / name)}  {name}\n" for name in names))).hexdigest()
+    check_file(path)
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -69,16 +73,70 @@ def write_json(path, content, indent=None):
     write_text(path, json.dumps(content, indent=indent) + "\n")
 
 
-def read_json(path, *keys):
-    """Return the JSON object in a file of a run; InputError where it is missing or damaged, or lacks one of the keys."""
+def check_file(path):
+    """Raise InputError where the path is neither a plain file nor missing: a pipe would be waited for without end."""
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise InputError(f"{path}: cannot be read (it is no file); give a file")
+
+
+def check_zip(path):
+    """Raise ValueError where a zip archive is packed: torch writes none, and a small one may fill the memory."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
+                raise ValueError("a packed archive, which torch does not write")
+
+
+def read_text(path, todo):
+    """Return the text of a UTF-8 file. todo: what to do about a bad one, in the InputError."""
+    check_file(path)
     try:
-        content = json.loads(Path(path).read_text())
-        return {key: content[key] for key in keys}
-    except FileNotFoundError as error:
-        words = "is missing, and tells what the run began with; copy it along or choose another folder"
-        raise InputError(f"{path}: {words}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: is damaged; copy it from where it was written, or choose another folder") from error
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}); {todo}") from error
+
+
+def parse_json(text, kind, path, todo):
+    """Return the JSON in a text; InputError, about the path, unless it is of a kind (`find_misfit`)."""
+    try:
+        content = json.loads(text)
+        if fault := find_misfit(content, kind):
+            raise ValueError(fault)
+        return content
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is damaged ({error}); {todo}") from error
+
+
+def read_json(path, kind, todo="copy it from where it was written, or choose another folder"):
+    """Return the JSON in a file; InputError where it is missing, or not of a kind (`find_misfit`)."""
+    return parse_json(read_text(path, todo), kind, path, todo)
+
+
+def find_misfit(value, kind, name="it"):
+    """Say why a value out of a JSON file is not of a kind, None where it is.
+
+    kind: a type hint; a range of whole numbers; a tuple: any of its kinds; [kind]: a list; {key: kind}: an object, in which a
+    missing key is None.
+    """
+    options, origin, inside = get_args(kind), get_origin(kind), ()
+    if isinstance(kind, dict) or origin is dict:
+        fits = isinstance(value, dict)
+        kinds = dict.fromkeys(value if fits else (), options[1]) if origin else kind
+        inside = [(value.get(key), one, key) for key, one in kinds.items()] if fits else ()
+    elif isinstance(kind, list) or origin in (list, tuple):
+        fits = isinstance(value, list | tuple)
+        inside = [(one, (options or kind)[0], f"{name}[{place}]") for place, one in enumerate(value if fits else ())]
+    elif options or isinstance(kind, tuple):
+        fits = value in options if origin is Literal else any(find_misfit(value, one) is None for one in options or kind)
+    elif isinstance(kind, range):
+        fits = type(value) is int and value in kind
+    else:
+        wanted = {float: (int, float), Path: (str, Path), None: type(None)}.get(kind, kind)
+        fits = isinstance(value, wanted) and (kind in (bool, object) or not isinstance(value, bool))
+    if not fits:
+        kind = type(kind) if isinstance(kind, dict | list) else kind
+        return f"{name} is {shorten(repr(value), 60)}, not {getattr(kind, '__name__', kind)}"
+    return next(filter(None, (find_misfit(*one) for one in inside)), None)
 
 
 def write_table(path, rows):

@@ -6,6 +6,7 @@ generator, read by stage 3 and by the report.
 
 import hashlib
 import io
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from emit.files import write_bytes
 from emit.training.loop import read_lines
 
 KINDS = ("images", "masks", "edges")
+LINE = {"file": str, "case": str, "index": range(10**4), "prompt": str | list, "size": range(2**16)}  # what is read of one
+LINE |= {"sha256": dict.fromkeys(KINDS, str), "compat": list[str] | None}
 CLIPPED = 0.95  # [choice] share of black and white pixels from which a picture is no picture
 
 
@@ -61,7 +64,12 @@ def _digest(content):
 
 def read_manifest(folder: Path) -> list[dict]:
     """Return the lines of a fold's manifest as dicts ([]: none yet), without a last line that a kill cut off."""
-    return read_lines(Path(folder) / "manifest.jsonl")
+    path = Path(folder) / "manifest.jsonl"
+    lines = read_lines(path, kind=LINE)
+    bad = [name for name, count in Counter(line["file"] for line in lines).items() if count > 1 or Path(name).name != name]
+    if bad:
+        raise InputError(f"{path}: {bad[0]} is twice in it, or no file of this folder; remove its line, and it is made again")
+    return lines
 
 
 def is_whole(folder, line):

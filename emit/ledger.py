@@ -7,7 +7,6 @@ checkpoints there (in a diffusers folder: inside it). So a header stays short, w
 
 import hashlib
 import io
-import json
 import re
 from pathlib import Path
 
@@ -15,7 +14,9 @@ import numpy as np
 
 from emit.data.similarity import content_hash
 from emit.errors import InputError
-from emit.files import write_bytes
+from emit.files import find_misfit, read_json, write_bytes
+
+ANCESTRY = [{"stage": str, "cases": range(2**40), "hashes": str}]
 
 
 class Ledger:
@@ -91,27 +92,31 @@ def open_ledger(path: Path | None, header: dict) -> Ledger:
     Raises InputError where a list is missing, damaged or another.
     """
     path, lists = Path(path or ".").absolute(), {}
-    try:
-        entries = [{name: entry[name] for name in ("stage", "cases", "hashes")} for entry in header.get("ancestry", [])]
-        if not all(re.fullmatch("[0-9a-f]{64}", entry["hashes"]) and isinstance(entry["cases"], int) for entry in entries):
-            raise TypeError
-    except (AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: its ancestry is damaged, so leaks cannot be ruled out; write the file anew") from error
-    for name in {entry["hashes"] for entry in entries}:
+    entries = header.get("ancestry", [])
+    damaged = find_misfit(entries, ANCESTRY) or not all(re.fullmatch("[0-9a-f]{64}", entry["hashes"]) for entry in entries)
+    if damaged:
+        raise InputError(f"{path}: its ancestry is damaged, so leaks cannot be ruled out; write the file anew")
+    entries = [{name: entry[name] for name in ("stage", "cases", "hashes")} for entry in entries]
+    for name, count in {(entry["hashes"], entry["cases"]) for entry in entries}:
         places = [folder / "ledger" / f"{name}.npy" for folder in (path, path.parent, path.parent.parent)]
         file = next((place for place in places if place.is_file()), None)
         if file is None:
             raise InputError(f"{places[1]}: is missing, and tells what {path.name} was trained on; copy it along")
         lists[name] = file.read_bytes()
-        if hashlib.sha256(lists[name]).hexdigest() != name:
+        if not _is_list(lists[name], name, count):
             raise InputError(f"{file}: is damaged, so leaks cannot be ruled out; copy it from where it was written")
     return Ledger(entries, lists)
 
 
+def _is_list(content, digest, count):
+    """Tell whether these bytes are a list of so many hashes, and the one of this SHA-256."""
+    try:
+        seen = np.load(io.BytesIO(content))
+    except Exception:  # what a damaged file raises is anything
+        return False
+    return hashlib.sha256(content).hexdigest() == digest and seen.dtype == np.uint64 and seen.shape == (count,)
+
+
 def read(path: Path) -> Ledger:
     """Return the Ledger of a JSON file, such as the generator's fold<k>/ledger.json."""
-    try:
-        header = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read, so leaks cannot be ruled out ({error}); generate anew") from error
-    return open_ledger(path, header)
+    return open_ledger(path, read_json(path, {"ancestry": list}, "generate anew, or leaks cannot be ruled out"))

@@ -22,20 +22,23 @@ from tqdm import tqdm
 
 from emit import errors
 from emit.checkpoints.reader import fill, read_tensors
+from emit.checkpoints.sizes import check_sizes
 from emit.data.cases import MASK, Case, list_slices
-from emit.data.images import COLOURS
+from emit.data.images import COLOURS, MOST_SIDE
 from emit.data.listing import list_pictures, list_volumes
 from emit.dataset import VOLUMES
 from emit.errors import InputError
 from emit.evaluation.figures import ORDER
 from emit.evaluation.metrics import find_surface
 from emit.evaluation.scoring import predict
-from emit.files import write_atomic, write_bytes, write_table
+from emit.files import find_misfit, write_atomic, write_bytes, write_table
 from emit.networks.segmenter import Segmenter, SegmenterConfig
 from emit.training import distributed
 from emit.training.loop import read_lines, write_lines
 from emit.training.settings import Limited, parse, save_config, setting, show
 
+READING = {"values": [(range(65536), str, list[int])], "window": (None, list[float]), "channel": int | None, "axis": int | None}
+HEADER = {"config": {"channels": list}, "classes": list[str], "size": range(1, MOST_SIDE + 1), "reading": READING}
 SIDE = 512  # pixels of an overlay's shorter side, at least
 
 
@@ -68,10 +71,17 @@ def load_segmenters(paths) -> tuple[nn.Module, dict]:
     for path in paths:
         tensors, header = read_tensors(path)
         try:
+            if fault := find_misfit(header, HEADER):
+                raise ValueError(fault)
             about = {name: header["reading"][name] for name in (*VOLUMES, "values")}
             about |= {name: header[name] for name in ("classes", "size")}
-            network = Segmenter(SegmenterConfig(**header["config"] | {"channels": tuple(header["config"]["channels"])}))
-        except (KeyError, TypeError) as error:
+            config = check_sizes(SegmenterConfig(**header["config"] | {"channels": tuple(header["config"]["channels"])}))
+            with torch.device("meta"):  # no memory before the tensors are known to fit
+                network = Segmenter(config)
+            whole = all(tensor.isfinite().all() for tensor in tensors.values())
+            if not whole or {len(about["classes"]), len(about["values"])} != {config.classes}:
+                raise ValueError("its weights, classes and values do not fit")
+        except (ValueError, TypeError, LookupError) as error:
             raise InputError(f"{path}: is no segmenter, or an earlier version's ({error}); train one with train_seg.py") from error
         first = first or about
         for name in (name for name in about if about[name] != first[name]):
@@ -172,7 +182,7 @@ def main():
     print(f"{len(items)} {'pictures' if about['axis'] is None else 'volumes'}, by {by}, on {device}")
     inputs = {f"segmenter {number}": path for number, path in enumerate(paths)}
     save_config(settings.out, settings, inputs, settings.data[0], [*items, json.dumps(about)])
-    lines = {line["case"]: line for line in read_lines(manifest)}
+    lines = {line["case"]: line for line in read_lines(manifest, kind={"case": str, "rows": list[dict]})}
     network.to(device)
     for name in tqdm([name for name in items if name not in lines], desc="masks"):
         lines[name] = {"case": name, "rows": segment(network, items[name], about, settings.out)}

@@ -27,12 +27,13 @@ from emit.data.edges import contour
 from emit.data.geometry import resize
 from emit.data.images import decode, is_coloured, read_pair, to_levels
 from emit.errors import InputError
-from emit.files import sha256, write_atomic, write_bytes
+from emit.files import check_file, parse_json, sha256, write_atomic, write_bytes
 from emit.generated import find_fault, to_bytes
 from emit.model import EmitDiff, Sampling, find_edges, hed_side, load_hed, to_grey
 from emit.training import distributed
 from emit.training.settings import SamplingSettings, code_version, flag_of, parse, setting, show, to_plain
 
+ABOUT = {"settings": dict, "sha256": dict[str, str]}
 CHUNK = "emit.sample"  # name of the PNG's text chunk
 LIKE = {  # values that --like stands for: those of the model's own folder and of diffusers' pipelines
     "sd15": {"method": "plms", "steps": 50, "spacing": "leading", "guidance": 7.5, "guided": "text", "size": "512x512"}
@@ -79,7 +80,7 @@ def inherit(given):
     if given.get("again") is None:
         return {name: value for name, value in LIKE.get(given.get("like"), {}).items() if name not in given}, "--like"
     stated = read_about(given["again"])["settings"]
-    paths = {name: Path(value) for name, value in stated.items() if name in FILES and value is not None}
+    paths = {name: Path(str(value)) for name, value in stated.items() if name in FILES and value is not None}
     lists = {name: tuple(value) for name, value in stated.items() if isinstance(value, list)}
     free = {"out", "device", "again", "like", *(name for name in FILES if name in given)}  # moved files are compared
     return {name: value for name, value in (stated | paths | lists).items() if name not in free}, given["again"]
@@ -87,10 +88,10 @@ def inherit(given):
 
 def read_about(path):
     """Return what a PNG of this program says about itself: settings, sha256 of the files read, versions."""
+    check_file(path)
     try:
         with Image.open(path) as file:
-            about = json.loads(file.text[CHUNK])
-        return {name: about[name] for name in ("settings", "sha256")}
+            return parse_json(file.text[CHUNK], ABOUT, path, "give a picture of emit.sample")
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: is no picture of emit.sample; give one with its text chunk") from error
 

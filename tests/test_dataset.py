@@ -136,8 +136,12 @@ def test_stage_3_takes_size_and_real_cases_over(images, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", [{"set": {}}, {"run": {}}, {"set": {"data": "x", "colour": 1}}, {"set": {"data": "x", "folds": 0}}]
-)
+    "damage",
+    [
+        {"set": {}}, {"run": {}}, {"set": {"data": "x", "colour": 1}}, {"set": {"data": "x", "folds": 0}},
+        {"run": {"seed": 0, "size": "x"}}, {"run": {"seed": 0, "hint": "hed"}}, {"run": {"seed": 0, "size": 10**6}},
+    ],
+)  # fmt: skip
 def test_a_damaged_description_is_one_line(images, tmp_path, damage):
     with pytest.raises(InputError, match=r"set.json: cannot be read"):
         inherit_set({"generated": tmp_path})

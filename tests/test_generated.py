@@ -39,7 +39,7 @@ def folder(tmp_path):
     files = [np.full((4, 4), value, np.uint8) for value in (1, 2, 3)]
     lines = []
     for name in ("a_000.png", "b_000.png"):
-        line = {"file": name, "case": name[0], "index": 0, "size": 4}
+        line = {"file": name, "case": name[0], "index": 0, "size": 4, "prompt": "US"}
         lines.append(line | {"sha256": save_pictures(tmp_path, name, *files)})
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "ledger.json").write_text(json.dumps({"ancestry": []}))
@@ -61,6 +61,10 @@ def test_a_picture_that_is_not_as_it_was_written_is_seen(folder, kind, change):
 
 def test_a_line_that_a_kill_cut_off_is_none(folder):
     text = (folder / "manifest.jsonl").read_text()
+    for bad in ("null", "{", text.partition("\n")[0].replace('"file": "', '"file": "../')):
+        (folder / "manifest.jsonl").write_text(f"{bad}\n{text}")
+        with pytest.raises(InputError, match=r"manifest.jsonl: (line 1: is damaged|../a_000.png is twice in it, or)"):
+            read_manifest(folder)
     (folder / "manifest.jsonl").write_text(text[:-9])
     assert [line["file"] for line in read_manifest(folder)] == ["a_000.png"]
     assert read_manifest(folder / "nowhere") == []
@@ -74,7 +78,7 @@ def test_the_best_are_kept_and_of_each_case_one(folder):
     lines = read_manifest(folder)
     files = [np.full((4, 4), value, np.uint8) for value in (3, 2, 1)]
     for index in (1, 2):  # of case a
-        line = {"file": f"a_00{index}.png", "case": "a", "index": index, "size": 4}
+        line = {"file": f"a_00{index}.png", "case": "a", "index": index, "size": 4, "prompt": "US"}
         lines.append(line | {"sha256": save_pictures(folder, line["file"], *files)})
     (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     images = Generated(folder)

@@ -3,17 +3,19 @@
 import errno
 import hashlib
 import os
+import re
 import signal
 import sys
 import tomllib
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
 from emit import commands, errors
 from emit.errors import SIGNALS, InputError, asked_to_stop, deferred, program, run
-from emit.files import sha256, write_atomic
+from emit.files import find_misfit, read_json, sha256, write_atomic
 from emit.seeds import SeededNoise, generator, seed_from
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -129,6 +131,41 @@ def test_sha256_of_a_known_text_and_of_a_missing_file(tmp_path):
     assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     with pytest.raises(InputError, match=r"nothing\.bin: cannot be read"):
         sha256(tmp_path / "nothing.bin")
+
+
+KINDS = {  # of JSON: values that fit, and what is said of one that does not
+    str: (["x"], 5, "it is 5, not str"),
+    int: ([0, 10**30], True, "it is True, not int"),
+    float: ([0, 0.5], "x", "it is 'x', not float"),
+    bool: ([True], 1, "it is 1, not bool"),
+    str | None: (["x", None], [], r"it is \[\], not str | None"),
+    range(3): ([0, 2], 3, r"it is 3, not range\(0, 3\)"),
+    (None, range(3)): ([1, None], 1.0, "it is 1.0, not"),
+    tuple[float, ...]: ([[], [1]], [1, "x"], r"it\[1\] is 'x', not float"),
+    dict[str, list[int]]: ([{}, {"a": [1]}], {"a": ["x"]}, r"a\[0\] is 'x', not int"),
+    Literal["a", "b"]: (["a"], "c", "it is 'c', not"),
+    Path: (["x"], None, "it is None, not Path"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_value_that_is_not_of_a_kind_is_named(kind):
+    good, bad, said = KINDS[kind]
+    assert [find_misfit(value, kind) for value in good] == [None] * len(good)
+    assert re.match(said, find_misfit(bad, kind))
+    assert find_misfit([{"a": good[0], "more": 1}], [{"a": kind}]) is None  # an object may hold more
+    assert find_misfit([{"a": bad}], [{"a": kind}]).startswith("a") and "it[0] is 5, not" in find_misfit([5], [{"a": kind}])
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"a": "x"}', b"\xff", b"[" * 10**5, b"1" * 5000])
+def test_a_bad_json_file_is_one_line(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"x.json: (is damaged|cannot be read) \(.*\); copy"):
+        read_json(tmp_path / "x.json", {"a": int})
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("none.json", "pipe", "."):
+        with pytest.raises(InputError, match="cannot be read"):
+            read_json(tmp_path / name, dict)
 
 
 def test_write_atomic_creates_a_file_and_replaces_it_at_once(tmp_path):

@@ -1,5 +1,6 @@
 """The leak ledger: a picture is found by its content, wherever it was seen; the lists stay small and whole."""
 
+import hashlib
 import json
 import time
 
@@ -46,20 +47,27 @@ def test_only_pictures_that_were_read_are_on_it_and_blank_ones_are_no_leak():
     assert Ledger().find(cases) == [] and Ledger().add("x", torch.zeros(3, dtype=torch.int64)).find(cases) == []
 
 
-@pytest.mark.parametrize("fault", ["gone", "cut", "another"])
+@pytest.mark.parametrize("fault", ["gone", "cut", "another", "no list", "of another length"])
 def test_a_list_that_is_not_whole_is_refused(tmp_path, fault):
     written = Ledger().add("x", hashes_of(make_case("a", 0.1)))
     written.write(tmp_path)
     (path,) = (tmp_path / "ledger").iterdir()
     {"gone": path.unlink, "cut": lambda: path.write_bytes(path.read_bytes()[:-1]),
-     "another": lambda: path.write_bytes(path.read_bytes()[:-1] + b"x")}[fault]()  # fmt: skip
+     "another": lambda: path.write_bytes(path.read_bytes()[:-1] + b"x"), "of another length": lambda: None,
+     "no list": lambda: path.with_stem(hashlib.sha256(b"x").hexdigest()).write_bytes(b"x")}[fault]()  # fmt: skip
+    (entry,) = written.entries
+    entry |= {"no list": {"hashes": hashlib.sha256(b"x").hexdigest()}, "of another length": {"cases": 2}}.get(fault, {})
     with pytest.raises(InputError, match=r"ledger/[0-9a-f]{64}.npy: is (missing|damaged)"):
         open_ledger(tmp_path / "model.safetensors", written.header)
 
 
 @pytest.mark.parametrize(
-    "ancestry", [None, ["x"], [{"stage": "x", "cases": 1}], {"stage": "x"}, [{"stage": "x", "cases": 1, "hashes": "../../x"}]]
-)
+    "ancestry",
+    [
+        None, ["x"], [{"stage": "x", "cases": 1}], {"stage": "x"}, [{"stage": "x", "cases": 1, "hashes": "../../x"}],
+        [{"stage": 1, "cases": 1, "hashes": 64 * "a"}],
+    ],
+)  # fmt: skip
 def test_a_damaged_ancestry_is_refused(tmp_path, ancestry):
     (tmp_path / "ledger.json").write_text(json.dumps({"ancestry": ancestry}))
     with pytest.raises(InputError, match="ancestry is damaged"):

@@ -1,9 +1,10 @@
 """The config files of diffusers folders, out of our sizes and back."""
 
 import json
+import os
 from pathlib import Path
 
-from emit.errors import InputError
+from emit.files import read_json
 from emit.networks.text import TextConfig, tokenizer
 from emit.networks.unet import UNetConfig
 from emit.networks.vae import VAEConfig
@@ -24,13 +25,7 @@ INDEX |= {"unet": CLASSES["unet"], "vae": CLASSES["vae"], "text_encoder": CLASSE
 
 def open_config(path: Path) -> dict:
     """Return a JSON object, {} where there is no file."""
-    try:
-        content = json.loads(path.read_text()) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); fetch it again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds no JSON object; fetch it again")
-    return content
+    return read_json(path, dict, "fetch it again") if os.path.lexists(path) else {}
 
 
 def describe(part: str, sizes) -> dict:

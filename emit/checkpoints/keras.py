@@ -29,6 +29,8 @@ def read_keras(path: Path) -> dict[str, Tensor]:
 
     def take(name, item):
         if isinstance(item, h5py.Dataset):
+            if item.external or item.is_virtual or item.nbytes > path.stat().st_size:
+                raise ValueError(f"{name} is in another file, or never written")
             place, _, variable = name.rpartition("/vars/")
             tensor = torch.from_numpy(item[()])
             tensor = tensor.permute(3, 2, 0, 1).contiguous() if tensor.ndim == 4 else tensor

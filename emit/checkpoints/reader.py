@@ -14,8 +14,10 @@ from emit.checkpoints import configs, recognise
 from emit.checkpoints.keras import read_keras
 from emit.checkpoints.names import from_diffusers
 from emit.checkpoints.safe_pickle import read_pickle
-from emit.checkpoints.sizes import KEYS, network, public_sizes, stated_sizes, version_of
+from emit.checkpoints.sizes import KEYS, check_sizes, network, public_sizes, stated_sizes, version_of
 from emit.errors import InputError
+from emit.files import check_file, find_misfit
+from emit.ledger import ANCESTRY
 
 NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 FOLDERS = {"unet": "unet", "vae": "vae", "text": "text_encoder", "controlnet": "controlnet"}
@@ -86,6 +88,7 @@ def weight_file(folder):
 
 def read_tensors(path):
     """Return {name: tensor} and our header, {} where there is none, whatever the file's name."""
+    check_file(path)
     try:
         with open(path, "rb") as file:
             head = file.read(64)
@@ -101,9 +104,10 @@ def read_tensors(path):
     except Exception as error:  # what a damaged file raises is anything
         reason = getattr(error, "strerror", None) or shorten(str(error), 120) or type(error).__name__
         raise InputError(f"{path}: cannot be read ({reason}); {recognise.EXPECTED}") from error
-    kinds = {"config": dict, "ancestry": list}
-    if not isinstance(header, dict) or not all(isinstance(header.get(key, kind()), kind) for key, kind in kinds.items()):
-        raise InputError(f"{path}: its header is damaged; fetch or write the file again")
+    kinds = {"config": dict, "ancestry": ANCESTRY}
+    fault = find_misfit(header, dict) or find_misfit(header, {key: kinds[key] for key in kinds if key in header})
+    if fault:
+        raise InputError(f"{path}: its header is damaged ({fault}); fetch or write the file again")
     if header and header.get("format") != configs.FORMAT:
         written = f"in format {header['format']}" if "format" in header else "before formats had numbers"
         raise InputError(f"{path}: written {written}, this version reads format {configs.FORMAT}; write the file anew")
@@ -128,7 +132,7 @@ def match(path, part, naming, tensors, stated=(), beside=()):
         if KEYS.get(part) in stated:
             sizes = stated_sizes(part, stated[KEYS[part]])
         else:
-            sizes = configs.read_config(part, beside) if beside else public_sizes(part, tensors)
+            sizes = check_sizes(configs.read_config(part, beside)) if beside else public_sizes(part, tensors)
         if part == "vae" and not 0 < sizes.scale < math.inf:
             raise ValueError(f"scale is {sizes.scale}")
         tensors = from_diffusers(part, sizes, tensors) if naming == "diffusers" else tensors

@@ -14,6 +14,8 @@ from zipfile import is_zipfile
 import torch
 from torch import Tensor
 
+from emit.files import check_zip
+
 ALLOWED = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
@@ -55,6 +57,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     What a damaged pickle raises is anything; ValueError where it holds something else.
     """
     misnamed = path.suffix == ".safetensors"  # torch.load would believe the name of a path, and maps paths alone
+    check_zip(path)
     options = {"map_location": "cpu", "mmap": is_zipfile(path) and not misnamed}
     with warnings.catch_warnings(action="ignore"), open(path, "rb") as file:  # warnings: of TorchScript, an error here
         source = file if misnamed else path
@@ -66,4 +69,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError("a pickle without a state dict of tensors, nothing of it was executed")
+    for name, value in content.items():  # one number may claim to be of any shape
+        if (value.layout, value.device.type) != (torch.strided, "cpu") or value.nbytes > value.untyped_storage().nbytes():
+            raise ValueError(f"{name} is no plain tensor")
     return {str(name): tensor.detach() for name, tensor in content.items()}

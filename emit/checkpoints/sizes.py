@@ -1,10 +1,12 @@
 """The sizes of the parts: the public ones, and those that our header states."""
 
 from dataclasses import fields
+from typing import get_type_hints
 
 import torch
 from torch import Tensor, nn
 
+from emit.files import find_misfit
 from emit.networks.controlnet import ControlNet
 from emit.networks.hed import HED, STAGES, HEDv11
 from emit.networks.text import TextConfig, TextEncoder
@@ -46,7 +48,18 @@ def stated_sizes(part: str, values: dict):
     missing = {field.name for field in fields(kind)} - values.keys()
     if missing:
         raise TypeError(f"no {', '.join(sorted(missing))}")
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    return check_sizes(kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}))
+
+
+def check_sizes(sizes):
+    """Return sizes. Raises ValueError where they are of another kind, or name so many layers that building them takes minutes."""
+    if fault := find_misfit(vars(sizes), get_type_hints(type(sizes))):
+        raise ValueError(fault)
+    for name, value in vars(sizes).items():
+        numbers, most = value if isinstance(value, tuple) else (value,), 64 if name in ("layers", "num_res_blocks") else 2**16
+        if len(numbers) > 16 or not all(0 <= number <= most for number in numbers if isinstance(number, int | float)):
+            raise ValueError(f"{name} is {value}")
+    return sizes
 
 
 def version_of(sizes: dict) -> str:

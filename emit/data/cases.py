@@ -18,6 +18,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import regex
 
 from emit.data import images, listing, volumes
 from emit.data.prompts import describe
@@ -127,9 +128,9 @@ def find_group(case, pattern):
     """Return what the pattern finds in the name of a case's file: its first group, or the whole match."""
     stem = case.volume or case.id.split("/")[-1]
     try:
-        match = re.search(pattern, stem)
-    except re.error as error:
-        raise InputError(f"{pattern}: is not a regular expression ({error}); correct it") from error
+        match = regex.search(pattern, stem, timeout=1)  # seconds: some patterns try every way to cut a name
+    except (regex.error, TimeoutError) as error:
+        raise InputError(f"{pattern}: is not a regular expression, or takes for ever ({error}); correct it") from error
     if not match:
         raise InputError(f"{stem}: the group pattern {pattern} is not in this file name; correct either")
     return match[1] if match.re.groups else match[0]

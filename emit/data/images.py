@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from emit.errors import InputError
+from emit.files import check_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 COLOURS = {
@@ -12,6 +13,7 @@ COLOURS = {
 }  # fmt: skip
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as in JPEG
 PERCENTILES = (0.5, 99.5)  # [authors' code]
+MOST_SIDE = 8192  # [choice] pixels of a picture's longer side: its square fits in memory a few times
 MOST_CLASSES = 64  # a grey mask with larger values than this is not a map of class numbers
 
 
@@ -64,7 +66,7 @@ def find_values(path):
     """Return the set of values in a mask, background left out: grey levels as int, or the names of pure colours."""
     pixels = decode(path, indices=True)
     if is_coloured(pixels):
-        near = {name: np.abs(pixels.astype(int) - rgb).max(-1) <= 32 for name, rgb in COLOURS.items()}
+        near = {name: np.abs(pixels.astype(np.int16) - np.array(rgb, np.int16)).max(-1) <= 32 for name, rgb in COLOURS.items()}
         return {name for name, hit in near.items() if hit.any()}
     values = set(np.unique(to_levels(path, pixels, {})).tolist()) - {0}
     if any(not 0 < value < MOST_CLASSES for value in values):
@@ -109,12 +111,15 @@ def _match_colours(path, pixels, values):
 
 def open_picture(path, pixels=True):
     """Return a picture's file, with its pixels or its header alone."""
+    check_file(path)
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=("PNG", "JPEG", "TIFF", "BMP")) as file:
+            if not 0 < min(file.size) <= max(file.size) <= MOST_SIDE:
+                raise ValueError(f"its sides are {file.size}, and at most {MOST_SIDE} pixels are read")
             if pixels:
                 file.load()
             return file
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # what a damaged file raises is anything
         raise InputError(f"{path}: cannot be read as an image ({error}); replace the file") from error
 
 
@@ -126,7 +131,9 @@ def decode(path, indices=False):
     """
     file = open_picture(path)
     if file.mode in ("I", "F", "L") or file.mode.startswith("I;16"):
-        return np.asarray(file)
+        if not np.isfinite(pixels := np.asarray(file)).all():
+            raise InputError(f"{path}: holds NaN or infinity; replace these pixels")
+        return pixels
     if file.mode == "1":
         return np.asarray(file.convert("L"))
     pixels = np.asarray(file.convert("RGBA"))

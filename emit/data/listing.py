@@ -1,7 +1,6 @@
 """What the names in a folder say: which files belong together, what the label values mean."""
 
 import csv
-import json
 import os
 import re
 import unicodedata
@@ -11,12 +10,16 @@ from pathlib import Path
 
 from emit.data import images
 from emit.errors import InputError
+from emit.files import find_misfit, read_json, read_text
 
+NAMED = {"channels": dict[str, str], "organ": str, "names": list[str]}  # of a dataset.json, all texts
 FOREIGN = {".dcm": "DICOM", ".mha": "MetaImage", ".mhd": "MetaImage", ".nrrd": "NRRD", ".nhdr": "NRRD"}
 
 
 def compose(name):
-    """Write accents in one way (NFC), so that an id is the same on every file system."""
+    """Write accents in one way (NFC), so that an id is the same on every file system. No line break, nothing but UTF-8."""
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+        raise InputError(f"{name!r}: this name holds a line break, or no UTF-8; rename the file or folder")
     return unicodedata.normalize("NFC", name)
 
 
@@ -109,14 +112,14 @@ def refuse(faults):
 
 def read_prompts(path, pictures):
     """Return {stem: prompt} from a CSV with the columns name (with ending or not) and prompt; "" for all without this file."""
-    if not os.path.exists(path):
+    if not os.path.lexists(path):
         return dict.fromkeys(pictures, "")
     try:
-        head, *rows = filter(None, csv.reader(Path(path).read_text(encoding="utf-8-sig").splitlines()))
+        head, *rows = filter(None, csv.reader(read_text(path, "give a table of name,prompt").splitlines()))
         texts = {compose(name.strip()): prompt.strip() for name, prompt in rows}
         if head != ["name", "prompt"] or len(texts) < len(rows):
             raise ValueError("other columns, or a name twice")
-    except (OSError, ValueError, csv.Error) as error:
+    except (ValueError, csv.Error) as error:
         raise InputError(f"{path}: is no table of name,prompt ({error}); correct it, commas in a prompt need quotes") from error
     prompts = {stem: texts.get(stem, texts.get(compose(os.path.basename(name)))) for stem, name in pictures.items()}
     refuse([(pictures[stem], "has no prompt", f"add it to {path}") for stem in prompts if prompts[stem] is None])
@@ -149,17 +152,16 @@ def number_labels(root, labels, colours=()):
 
 def read_description(path):
     """Return name, channels (list) and labels {value: name} of a dataset.json, in MSD's or nnU-Net's manner."""
+    about = read_json(path, {"labels": dict[str, str | int | list]}, "give the dataset.json of nnU-Net and MSD folders")
+    channels, labels, organ = about.get("channel_names", about.get("modality")), about["labels"], about.get("name") or ""
     try:
-        about = json.loads(Path(path).read_text(encoding="utf-8"))
-        channels = about["channel_names"] if "channel_names" in about else about["modality"]
-        labels = about["labels"]
         for name in (name for name, values in labels.items() if isinstance(values, list)):
             raise InputError(f"{path}: label {name} is a region of several values; name each, and join them with --labels")
         if not all(str(key).isdigit() for key in labels):
             labels = {value: name for name, value in labels.items()}
         labels = {int(value): name for value, name in labels.items()}
-        return about.get("name") or Path(path).parent.name, [channels[key] for key in sorted(channels, key=int)], labels
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); nnU-Net and MSD folders have one") from error
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        if fault := find_misfit({"channels": channels, "organ": organ, "names": [*labels.values()]}, NAMED):
+            raise ValueError(fault)
+        return organ or Path(path).parent.name, [channels[key] for key in sorted(channels, key=int)], labels
+    except (ValueError, TypeError) as error:
         raise InputError(f"{path}: is no nnU-Net dataset.json with plain labels ({error!r}); correct it") from error

@@ -3,12 +3,11 @@
 import dataclasses
 import json
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 
 from emit.errors import InputError
-from emit.files import write_text
+from emit.files import read_json, write_text
 from emit.seeds import seed_from
 
 
@@ -112,9 +111,8 @@ def read_splits(path, cases, validation=0.2, seed=0):
     nnU-Net lists volumes (or flat cases) under "train" and "val"; its "val" is what is scored, so it becomes our test
     part, and a validation part is held out of its "train" by group.
     """
+    folds, splits = read_json(path, list[dict[str, list[str]]], "check the path, or write it anew"), []
     try:
-        folds = json.loads(Path(path).read_text(encoding="utf-8"))
-        splits = []
         for fold, parts in enumerate(folds):
             if "val" in parts:
                 splits.append(_from_nnunet(parts, cases, validation, seed_from("validation", seed, fold)))
@@ -123,9 +121,7 @@ def read_splits(path, cases, validation=0.2, seed=0):
         if not splits:
             raise ValueError("no folds")
         check_splits(splits, cases, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         raise InputError(f"{path}: is no splits file of these cases ({error!r}); write it anew") from error
     return splits
 

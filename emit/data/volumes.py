@@ -5,31 +5,39 @@ shown as radiologists see them: axial anterior up, coronal superior up, both wit
 sagittal superior up, facing left.
 """
 
-import zlib
+import math
+import os
 from functools import lru_cache
 
 import nibabel
 import numpy as np
 from nibabel import orientations
 from nibabel.affines import voxel_sizes
-from nibabel.filebasedimages import ImageFileError
 
 from emit.data.images import find_window, normalise, number_classes
 from emit.errors import InputError
+from emit.files import check_file
 
 CACHED = 8  # volumes kept in memory in the file's own number type: about 50 MB each for CT of 512 x 512 x 90
-BROKEN = (OSError, EOFError, ValueError, zlib.error, ImageFileError)  # what reading a damaged file raises
+MOST_VOXELS = 2**28  # [choice] of a channel: 512 x 512 x 1024
+PACKED = 1032  # bytes that deflate packs into one at most
 
 
 def _open(path, channel=0):
     """Return the file, the turn that makes it canonical, and the canonical shape (3,) and affine (4, 4) in mm."""
+    check_file(path)
     try:
         file = nibabel.load(path)
         turn = nibabel.io_orientation(file.affine)
-    except BROKEN as error:
+        size = math.prod(file.shape) * file.get_data_dtype().itemsize
+        if size > os.path.getsize(path) * (PACKED if str(path).lower().endswith("gz") else 1):
+            raise ValueError(f"too short for a shape of {file.shape}")
+    except Exception as error:  # what a damaged file raises is anything
         raise InputError(f"{path}: cannot be opened as NIfTI ({error}); replace the file") from error
-    if not 3 <= len(file.shape) <= 4 or np.isnan(turn).any():
+    if not 3 <= len(file.shape) <= 4 or not np.isfinite([*turn.flat, *file.affine.flat]).all() or min(file.shape) < 1:
         raise InputError(f"{path}: shape {file.shape} or affine is not a volume's; export it as 3D or 4D NIfTI")
+    if math.prod(file.shape[:3]) > MOST_VOXELS or file.get_data_dtype().kind not in "iuf":
+        raise InputError(f"{path}: shape {file.shape} of {file.get_data_dtype()} is too large or no numbers; crop or convert it")
     channels = file.shape[3] if len(file.shape) == 4 else 1
     if not 0 <= channel < channels:
         raise InputError(f"{path}: has {channels} channels, not channel {channel}; choose one from 0")
@@ -42,7 +50,7 @@ def read_array(path, channel=0):
     file, turn, *_ = _open(path, channel)
     try:
         array = np.asanyarray(file.dataobj[..., channel] if len(file.shape) == 4 else file.dataobj)
-    except BROKEN as error:
+    except Exception as error:
         raise InputError(f"{path}: is damaged ({error}); replace the file") from error
     if array.dtype.kind == "f":
         array = array.astype(np.float32)

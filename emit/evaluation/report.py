@@ -51,7 +51,7 @@ def write_report(settings, labelled, rows, fidelity=(), beside_real=(), judged=(
 def find_deviations(settings) -> list[str]:
     """Return the names of the published deviations that are on: this run's and those of the generator that it used."""
     images = [] if settings.generated is None else read_manifest(settings.generated / "fold0")
-    return [*read_compat(settings.compat, "train_seg.py"), *(images[0].get("compat", []) if images else [])]
+    return [*read_compat(settings.compat, "train_seg.py"), *((images[0].get("compat") or []) if images else [])]
 
 
 def compute(rows, cases) -> dict:

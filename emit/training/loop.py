@@ -13,11 +13,12 @@ state.pt is written after the loop's body has ended, so what it wrote (samples, 
 import contextlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from pickle import UnpicklingError
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -25,12 +26,15 @@ from tqdm import tqdm
 
 from emit.errors import InputError, Stopped, asked_to_stop, deferred
 from emit.evaluation.figures import costing_nothing, save_curves
-from emit.files import write_atomic, write_text
+from emit.files import check_file, check_zip, find_misfit, parse_json, read_text, write_atomic, write_text
 from emit.seeds import generator
 from emit.training import distributed
 from emit.training.order import choose_samples, prefetch
 from emit.training.settings import RunSettings
 
+LOG = {"step": int, "loss": float, "lr": float}  # what is read of a line of log.jsonl
+STATE = {"weights": dict[str, torch.Tensor], "buffers": dict[str, torch.Tensor], "ema": (None, list[torch.Tensor])}
+STATE |= {"optimizer": dict, "sums": dict[str, list[float]], "hashes": (None, torch.Tensor)}  # of state.pt, and "step"
 LOG_EVERY = 20  # [choice] steps between lines of the log
 CLIP = 1.0  # [choice] largest gradient norm: no step runs away
 PROBES = ("hint_true", "hint_zero", "hint_other", "prompt_wrong", "prompt_empty")
@@ -115,7 +119,9 @@ class Run:
         if len(data) == 0:
             raise InputError(f"{self.folder}: there is nothing to train on; the training set is empty")
         counted, before = getattr(data, "hashes", None), self.hashes
-        if counted is not None and before is not None:
+        if counted is not None and self.done:
+            if before is None or (before.shape, before.dtype) != (counted.shape, counted.dtype):
+                raise InputError(f"{self.folder / 'state.pt'}: counts other pictures than there are; start anew in another folder")
             counted.copy_(torch.where(counted == 0, before, counted))
         self.samples, self.hashes = len(data), counted
         first, total = self.done, self.settings.steps
@@ -271,7 +277,7 @@ class Run:
             raise InputError(f"{self.folder}: already holds a run; go on with --resume or choose another folder")
         distributed.barrier()  # all have looked: now rank 0 may change the folder
         if distributed.rank() == 0:
-            write_lines(log, read_lines(log, self.done))
+            write_lines(log, read_lines(log, self.done, LOG))
 
     def _save(self):
         if self.hashes is not None:
@@ -290,21 +296,29 @@ class Run:
 
     @torch.no_grad()
     def _load(self, path):
+        check_file(path)
         if not path.exists():
             return
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            saved, hashes = state["weights"] | state["buffers"], state["hashes"]
-            optimizer, ema, sums, done = (state[name] for name in ("optimizer", "ema", "sums", "step"))
-        except (OSError, EOFError, RuntimeError, UnpicklingError, LookupError, TypeError) as error:
-            raise InputError(f"{path}: is no state of a run or is damaged; start anew in another folder") from error
         targets = self.named | dict(self.modules.named_buffers())
-        if {name: p.shape for name, p in targets.items()} != {name: p.shape for name, p in saved.items()}:
-            raise InputError(f"{path}: holds another model's weights; resume with the same sizes or choose another folder")
+        try:
+            check_zip(path)
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            if fault := find_misfit(state, STATE | {"step": range(self.settings.steps + 1)}):
+                raise ValueError(fault)
+            saved, ema, hashes = state["weights"] | state["buffers"], state["ema"], state["hashes"]
+            if {name: p.shape for name, p in targets.items()} != {name: p.shape for name, p in saved.items()}:
+                raise ValueError("it holds another model's weights")
+            self.optimizer.load_state_dict(state["optimizer"])
+            pairs = [*zip(self.ema or (), ema or (), strict=True), *((target, saved[name]) for name, target in targets.items())]
+            pairs += [(p, own[name]) for p, own in self.optimizer.state.items() for name in ("exp_avg", "exp_avg_sq")]
+            if not all(own.shape == one.shape and one.isfinite().all() for own, one in pairs):
+                raise ValueError("other shapes, or numbers that are not finite")
+        except Exception as error:  # what a damaged file raises is anything
+            words = f"is no state of this run, or is damaged ({shorten(str(error), 120)}); start anew in another folder"
+            raise InputError(f"{path}: {words}") from error
         for name, target in targets.items():
             target.copy_(saved[name])
-        self.optimizer.load_state_dict(optimizer)
-        self.ema, self.sums, self.done, self.hashes = ema, sums, done, None if hashes is None else hashes.cpu()
+        self.ema, self.sums, self.done, self.hashes = ema, state["sums"], state["step"], None if hashes is None else hashes.cpu()
 
 
 def forecast(work, device, precision, unit, seconds, count):
@@ -320,15 +334,16 @@ def show_time(seconds):
     return f"{seconds:.2g} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def read_lines(path, before_step=math.inf):
-    """Return the lines of a .jsonl file (dicts; [] where there is none) whose "step" is below before_step.
+def read_lines(path, before_step=math.inf, kind=dict):
+    """Return the lines of a .jsonl file ([] where there is none) whose "step" is below before_step.
 
-    A line that a kill cut off ends the file.
+    A last line that a kill cut off is left out; any other line that is not of a kind (`emit.files.find_misfit`) is an InputError.
     """
-    lines = []
-    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-        for text in Path(path).read_text().splitlines():
-            lines.append(json.loads(text))
+    todo, lines = "remove this line, and what it tells is done again", []
+    texts = read_text(path, "remove it").splitlines(keepends=True) if os.path.lexists(path) else []
+    for number, text in enumerate(texts, 1):
+        with contextlib.suppress(() if text.endswith("\n") else InputError):
+            lines.append(parse_json(text, kind, f"{path}: line {number}", todo))
     return [line for line in lines if line.get("step", -1) < before_step]
 
 

@@ -14,9 +14,10 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import torch
 
 from emit import __version__
+from emit.data.images import MOST_SIDE
 from emit.diffusion.samplers import SAMPLERS
 from emit.errors import InputError, program
-from emit.files import read_json, sha256, write_json
+from emit.files import find_misfit, read_json, sha256, write_json
 from emit.training import distributed
 
 SOURCES = ("[paper]", "[authors' code]", "[SD 1.5]", "[choice] ")
@@ -26,6 +27,8 @@ LIMITS = {  # of a number: what must hold, in words
     "high": (operator.le, "at most"),
     "below": (operator.lt, "less than"),
 }
+CONFIG = {"settings": dict, "inputs": dict[str, dict[str, str]]}  # what a resumed run reads of config.json
+MOST = {"batch": 2**16, "size": MOST_SIDE, "channels": 2**12, "n": 10**4, "folds": 1000, "seed": 2**63}  # by the last word
 STARTED = ("state.pt", "manifest.jsonl")  # files of a run, or of the generator, that has begun
 
 
@@ -49,9 +52,12 @@ class Limited:
     def __post_init__(self):
         for f in fields(self):
             value, limits = getattr(self, f.name), f.metadata["limits"].items()
+            most = MOST.get(f.name.split("_")[-1], 2**31 - 1)
             if limits and value == () != f.default:
                 raise InputError(f"{flag_of(f.name)}: is empty; give at least one number")
             for number in value if isinstance(value, tuple) else (value,):
+                if type(number) is int and abs(number) > most and "high" not in f.metadata["limits"]:
+                    raise InputError(f"{flag_of(f.name)}: is {number}; give at most {most}")
                 if number is not None and not all(LIMITS[name][0](number, limit) for name, limit in limits):
                     words = " and ".join(f"{LIMITS[name][1]} {limit}" for name, limit in limits)
                     raise InputError(f"{flag_of(f.name)}: is {number}; give {words}")
@@ -103,6 +109,13 @@ class SamplingSettings(Limited):
             raise InputError("--spacing: leading takes at most 999 steps; give fewer, or trailing")
 
 
+def check_values(cls, values, path, required=()):
+    """Raise InputError, about the file at path, unless these {field: value} are settings of the class, with the required ones."""
+    hints = get_type_hints(cls)
+    if fault := find_misfit(values, {name: hints.get(name) for name in {*values, *required}}):
+        raise InputError(f"{path}: is damaged, or of another version ({fault}); write it anew")
+
+
 def parse(cls, argv=None, inherit=None):
     """Read the command line into an instance of the settings class cls.
 
@@ -127,6 +140,7 @@ def parse(cls, argv=None, inherit=None):
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(parser.parse_args(argv)).items()}
     preset = given.pop("preset", "demo")
     known, source = inherit(given) if inherit else ({}, None)
+    check_values(cls, known, source)
     for name in sorted(given.keys() & known.keys()):
         if given[name] != known[name]:
             words = f"is {show(given[name])}, and {source} says {show(known[name])}"
@@ -221,7 +235,7 @@ def save_config(run_folder, settings, inputs, data, names):
     if not settings.resume and any(file.name == "state.pt" for file in started):
         raise InputError(f"{run_folder}: already holds a run; go on with --resume or choose another folder")
     if started:
-        before = read_json(path, "settings", "inputs")
+        before = read_json(path, CONFIG)
         may_change = {f.name for f in fields(settings) if f.metadata["may_change"]}
         for name in [name for name in values if name not in may_change]:
             if name not in before["settings"]:
@@ -233,9 +247,9 @@ def save_config(run_folder, settings, inputs, data, names):
                 raise InputError(f"{path}: {flag_of(name)} was {show(old)} and is now {show(new)}; {remedy}")
         for name, file in files.items():
             first = before["inputs"].get(name, file)
-            if first["sha256"] != file["sha256"]:
+            if first.get("sha256") != file["sha256"]:
                 words = f"{flag_of(name) if name in values else name} changed since the first run"
-                raise InputError(f"{path}: {words}; resume with what was {first['path']} or choose another folder")
+                raise InputError(f"{path}: {words}; resume with what was {first.get('path')} or choose another folder")
         files = before["inputs"] | files
     if distributed.rank() == 0:
         config = {"settings": values, "code": code_version(), "torch": torch.__version__, "inputs": files}

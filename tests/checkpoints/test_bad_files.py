@@ -127,6 +127,9 @@ BAD_HEADERS = {  # one fault each, and words of the message
     "number for a list": (setting("vae", "channel_mult", 1), "vae has no valid sizes"),
     "list for a number": (setting("vae", "groups", [4]), "vae has no valid sizes"),
     "nothing": (setting("vae", "groups", None), "vae has no valid sizes"),
+    "a million layers": (lambda h: h["config"]["vae"].update(num_res_blocks=10**6), "vae has no valid sizes: num_res_blocks is"),
+    "a thousand levels": (setting("vae", "channel_mult", [1] * 1000), "vae has no valid sizes: channel_mult is"),
+    "an entry of text": (lambda h: h.update(ancestry=["x"]), "its header is damaged"),
     "other sizes": (setting("vae", "channels", 16), "vae does not fit: .*size mismatch"),
 }
 BAD_HEADERS |= {
@@ -156,6 +159,21 @@ def test_torchscript_is_not_run(tmp_path):
         archive.writestr("model/version", "3\n")
         archive.writestr("model/constants.pkl", pickle.dumps(()))
     refuse(tmp_path / "model.pt", "TorchScript")
+
+
+PLAIN = {"repeated": torch.zeros(1).expand(10**6, 10**6), "meta": torch.empty(2, device="meta"), "sparse": torch.eye(2).to_sparse()}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_a_tensor_whose_numbers_are_not_there(tmp_path, small, kind):
+    torch.save(prefixed(small) | {"more": PLAIN[kind]}, tmp_path / "model.ckpt")
+    refuse(tmp_path / "model.ckpt", "more is no plain tensor")
+
+
+def test_a_packed_archive_is_not_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "model.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model/data.pkl", bytes(10**7))
+    refuse(tmp_path / "model.pt", "a packed archive")
 
 
 def write_bomb(kind, path, content):
@@ -226,7 +244,7 @@ def test_command_line_stops_with_code_2(tmp_path, order, command, capsys):
     assert [file.name for file in tmp_path.iterdir()] == ["bad.safetensors"]
 
 
-BAD_CONFIGS = [([1], r"config\.json: holds no JSON object"), ({"norm_num_groups": "4"}, "vae has no valid sizes")]
+BAD_CONFIGS = [([1], r"config\.json: is damaged \(it is \[1\], not dict\)"), ({"norm_num_groups": "4"}, "vae has no valid sizes")]
 BAD_CONFIGS += [({"scaling_factor": scale}, "vae has no valid sizes: scale is") for scale in (0, float("nan"))]
 BAD_CONFIGS += [({"layers_per_block": None}, "vae has no valid sizes"), ({"norm_num_groups": 3}, "vae has no valid sizes")]
 

@@ -1,10 +1,12 @@
 """The readers on awkward pictures: every odd way to write one picture or one mask gives the same arrays."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from emit.data.cases import read_cases
+from emit.data.cases import Case, find_group, read_cases
 from emit.data.images import COLOURS
 from emit.data.phantom import write_phantoms
 from emit.dataset import SetSettings, open_set, read_set, write_set
@@ -376,6 +378,11 @@ FAULTS = {  # what is written, which file the message names, what it says
     "orange": (lambda root: write_masks(root, RED, ORANGE), "masks/p1_2.png", r"\(255, 165, 0\)"),
     "grey and colour": (lambda root: write_masks(root, RED, WHITE), "", "some are grey"),
     "text": (lambda root: folders(root, LESION, "a").joinpath("masks/a.png").write_text("text"), "masks/a.png", "cannot be read"),
+    "NaN": (lambda root: folders(root, LESION * np.float32(np.nan), suffix=".tif"), "masks/p1_1.tif", "NaN"),
+    "pipe": (lambda root: [folders(root, LESION), (root / "images/p1_1.png").unlink(), os.mkfifo(root / "images/p1_1.png")],
+             "images/p1_1.png", "it is no file"),
+    "another format": (lambda root: folders(root, LESION, format="gif"), "p1_1.png", "cannot be read"),
+    "a long side": (lambda root: folders(root, np.zeros((1, 9000), np.uint8)), "p1_1.png", "at most 8192 pixels"),
     "truncated": (write_damaged, "images/p1_1.png", "cannot be read"),
 }  # fmt: skip
 
@@ -400,6 +407,18 @@ def test_bad_options(tmp_path, options, said):
     write_busi_case(tmp_path)
     with pytest.raises(InputError, match=said):
         read_cases(tmp_path, **options)
+
+
+@pytest.mark.parametrize("letter", ["\n", "\udcff"])
+def test_a_name_that_is_no_plain_text(tmp_path, letter):
+    save(tmp_path / f"US/gb/x{letter}y.png", PICTURE)
+    with pytest.raises(InputError, match="this name holds a line break, or no UTF-8"):
+        read_cases(tmp_path)
+
+
+def test_a_group_pattern_that_tries_every_way_is_given_up():
+    with pytest.raises(InputError, match="takes for ever"):
+        find_group(Case(40 * "a", "", "", "", ""), "((a|a)+)+x")
 
 
 def test_coloured_mask_needs_coloured_labels(tmp_path):

@@ -124,7 +124,7 @@ def test_files_round_trip(tmp_path):
         read_splits(tmp_path / "a" / "splits.json", cases[1:])
     for text in ("{", "[1]", '[{"train": []}]', "[]", '[{"train": [["a"]], "validation": [], "test": ["b"]}]'):
         (tmp_path / "bad.json").write_text(text)
-        with pytest.raises(InputError, match=r"bad.json: is no splits file"):
+        with pytest.raises(InputError, match=r"bad.json: is (damaged|no splits file)"):
             read_splits(tmp_path / "bad.json", cases)
     with pytest.raises(InputError, match=r"none.json: cannot be read"):
         read_splits(tmp_path / "none.json", cases)

@@ -1,6 +1,9 @@
 """NIfTI volumes: any orientation, channel order and spacing gives the same slices, and every mismatch is caught."""
 
+import gzip
 import json
+import os
+import struct
 
 import nibabel
 import numpy as np
@@ -178,6 +181,14 @@ def write_flat(path, array, affine):
     nibabel.save(nibabel.Nifti1Image(array[:, :, 0], affine), path)
 
 
+def write_header(path, image, place, form, *values):
+    """Write a volume whose header says other values from this byte on."""
+    store(path, *image)
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[place : place + struct.calcsize(form)] = struct.pack(form, *values)
+    path.write_bytes(gzip.compress(bytes(content)))
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -194,6 +205,11 @@ FAULTS = {  # what is spoilt in a sound set (root, array, labels, affine), which
     "flat": (lambda r, i, y, a: write_flat(r / IMAGE, i, a), IMAGE, r"shape \(14, 11\)"),
     "fractions": (lambda r, i, y, a: store(r / LABELS, y * 0.5, a), LABELS, "whole numbers"),
     "negative": (lambda r, i, y, a: store(r / LABELS, -y.astype(np.int16), a), LABELS, "labels -2 to 0"),
+    "no voxel": (lambda r, i, y, a: write_header(r / IMAGE, (i, a), 42, "<h", 0), IMAGE, "is not a volume's"),
+    "huge header": (lambda r, i, y, a: write_header(r / IMAGE, (i, a), 42, "<3h", *[32767] * 3), IMAGE, "too short for a shape"),
+    "complex": (lambda r, i, y, a: write_header(r / IMAGE, (i, a), 70, "<2h", 32, 64), IMAGE, "no numbers|too short"),
+    "unknown numbers": (lambda r, i, y, a: write_header(r / IMAGE, (i, a), 70, "<h", 999), IMAGE, "not recognized"),
+    "pipe": (lambda r, i, y, a: [(r / IMAGE).unlink(), os.mkfifo(r / IMAGE)], IMAGE, "it is no file"),
     "nan": (lambda r, i, y, a: store(r / IMAGE, np.full(i.shape, np.nan, np.float32), a), IMAGE, "NaN"),
 }
 

@@ -85,7 +85,7 @@ def add_generated(folder):
         for case in (case for case in cases if case.id in split.train):
             for index in range(2):
                 line = {"file": f"{case.id[-2:]}_{index}.png", "case": case.id, "index": index, "size": SIZE}
-                lines.append(line | {"prompt": case.prompt})
+                lines.append(line | {"prompt": case.prompt, "sha256": dict.fromkeys(("images", "edges", "masks"), "")})
                 for kind in ("images", "edges", "masks"):
                     (place / kind).mkdir(parents=True, exist_ok=True)
                     Image.fromarray(case.mask).save(place / kind / line["file"])
@@ -288,8 +288,10 @@ def test_compat_is_stamped_everywhere(tmp_path, capsys):
 
 def test_the_generators_deviations_are_stamped_too(tmp_path):
     settings = Settings(out=tmp_path, generated=tmp_path, compat=("no_shuffle",))
-    (tmp_path / "fold0").mkdir()
-    (tmp_path / "fold0" / "manifest.jsonl").write_text('{"compat": ["one_seed"]}\n')
+    add_generated(tmp_path)
+    path = tmp_path / "fold0" / "manifest.jsonl"
+    lines = [json.dumps(json.loads(line) | {"compat": ["one_seed"]}) for line in path.read_text().splitlines()]
+    path.write_text("\n".join([*lines, ""]))
     assert find_deviations(settings) == ["no_shuffle", "one_seed"]
 
 

@@ -129,7 +129,7 @@ class Programs:
         self.root, self.log, self.commands = Path(root), Path(root) / "log", commands(Path(root))
         os.environ |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)]), "OMP_NUM_THREADS": "1"}
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["harness", "train_pretrain", "train_finetune", "train_seg"])
+        self.context.set_forkserver_preload(["harness", "inputs", "train_pretrain", "train_finetune", "train_seg"])
         self.writes, self.seconds = {}, {}
         write_phantoms(self.root / "phantoms", size=32, pretrain=13, busi=8, patients=0)
         assert self.run("set") == 0, self.said()  # starts the server too

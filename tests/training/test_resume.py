@@ -1,6 +1,7 @@
 """A run that was stopped and goes on equals one that was not, bit for bit (tests/reliability kills real ones)."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -190,9 +191,14 @@ def test_another_model_or_a_damaged_state_is_refused(tmp_path):
     for other in (torch.nn.Linear(2, 5), wider):  # other names; one other size
         with pytest.raises(InputError, match="holds another model's weights"):
             Run(tmp_path, {"network": other}, RunSettings(resume=True, **SETTINGS))
-    for other in (torch.ones(3), {"weights": {}}, {"weights": 1, "buffers": 2}, None):
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    moments = {0: state["optimizer"]["state"][0] | {"exp_avg": torch.zeros(9)}}
+    faults = {"step": 99, "sums": {"loss": "x"}, "ema": [torch.zeros(9)], "optimizer": state["optimizer"] | {"state": moments}}
+    faults["weights"] = {name: weight * math.nan for name, weight in state["weights"].items()}
+    faulty = [state | {name: value} for name, value in faults.items()]
+    for other in (torch.ones(3), {"weights": {}}, {"weights": 1, "buffers": 2}, *faulty, None):
         torch.save(other, tmp_path / "state.pt")
         if other is None:
             (tmp_path / "state.pt").write_bytes(b"nonsense")
-        with pytest.raises(InputError, match="is no state of a run or is damaged"):
+        with pytest.raises(InputError, match="is no state of this run, or is damaged"):
             train(tmp_path, resume=True)

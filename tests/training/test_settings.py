@@ -66,6 +66,7 @@ def test_presets_flags_and_types():
         (["extra"], "unrecognized arguments: extra"),
         (["--lr", "0"], "--lr: is 0.0; give more than 0"),
         (["--count", "10"], "--count: is 10; give at least 1 and at most 9"),
+        (["--widths", "9" * 20], "--widths: is 99999999999999999999; give at most 2147483647"),
         (["--share", "1"], "--share: is 1.0; give at least 0 and less than 1"),
         (["--widths", "8,3"], "--widths: is 3; give at least 4"),
         (["--widths="], "--widths: is empty; give at least one number"),
@@ -158,10 +159,10 @@ def test_a_run_that_has_begun_keeps_its_settings(tmp_path, monkeypatch):
     assert (tmp_path / "config.json").read_bytes() == before
     for content in (b"", before[:50], b"[]", b"{}", b"\xff"):
         (tmp_path / "config.json").write_bytes(content)
-        with pytest.raises(InputError, match=r"config.json: is damaged; copy it from where it was written"):
+        with pytest.raises(InputError, match=r"config.json: (is damaged|cannot be read) .*; copy it from where it was written"):
             save_config(tmp_path, first, {}, "x", CASES)
     (tmp_path / "config.json").unlink()
-    with pytest.raises(InputError, match=r"config.json: is missing, and tells what the run began with; copy it along or"):
+    with pytest.raises(InputError, match=r"config.json: cannot be read .No such file or directory.; copy it"):
         save_config(tmp_path, first, {}, "x", CASES)
 
 
