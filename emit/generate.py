@@ -172,7 +172,9 @@ def make_conditions(own, other, cases, jobs, labelled, settings):
 def generate_fold(model, hed, cases, labelled, settings, weights, folder, tissue=None):
     """Make every image of one fold that is not there whole; each line of the manifest is written after its files."""
     manifest, pictures = folder / "manifest.jsonl", TrainingImages(cases, labelled.size, labelled.hed_size)
-    lines = {(line["case"], line["index"]): line for line in read_manifest(folder) if is_whole(folder, line)}
+    place = {case.id: number for number, case in enumerate(cases)}
+    whole = (line for line in read_manifest(folder) if line["case"] in place and is_whole(folder, line))
+    lines = {(line["case"], line["index"]): line for line in whole}
     write_lines(manifest, lines.values())
     sampling = Sampling.read(settings)
     reading = {name: getattr(labelled.about, name) for name in ("layout", "window", "channel", "axis", "labels")}
@@ -219,7 +221,6 @@ def generate_fold(model, hed, cases, labelled, settings, weights, folder, tissue
             if chunk is chunks[0]:
                 work = f"{folder.name}: {len(chunks)} batches of {len(chunk)} images in {settings.steps} denoising steps"
                 forecast(work, images.device, settings.precision, "batch", bar.format_dict["elapsed"], len(chunks))
-    place = {case.id: number for number, case in enumerate(cases)}
     write_lines(manifest, sorted(lines.values(), key=lambda line: (place[line["case"]], line["index"])))
     agreements = [line["edge_agreement"] for line in lines.values() if "edge_agreement" in line]
     words = f", edge agreement (F1 within 1 pixel) {np.mean(agreements):.3f} +- {np.std(agreements):.3f}" if agreements else ""

@@ -379,6 +379,16 @@ def test_the_texture_is_in_the_picture(tmp_path):
     assert np.abs(pixels - 1.5 * picture).max() < 1 / 127  # of 8 bits
 
 
+def test_a_line_of_a_case_that_is_gone_is_dropped(tmp_path):
+    picture, mask = np.linspace(-0.5, 0.5, 32 * 32, dtype=np.float32).reshape(32, 32), np.ones((32, 32), np.uint8)
+    line = generate_one(tmp_path, picture, mask, PixelHED())
+    with open(tmp_path / "manifest.jsonl", "a") as file:
+        file.write(json.dumps(line | {"case": "gone", "file": "gone_000.png"}) + "\n")
+    for kind in ("images", "masks", "edges"):
+        (tmp_path / kind / "gone_000.png").write_bytes((tmp_path / kind / line["file"]).read_bytes())
+    assert generate_one(tmp_path, picture, mask, PixelHED()) == line  # the one line that is left
+
+
 @pytest.fixture
 def conditions(tmp_path):
     """Return a function (jobs, tissue, settings) of what the ControlNet and the picture are given."""
