@@ -214,9 +214,10 @@ def test_a_missing_controlnet_starts_without_effect_and_one_of_its_own_file_coun
 def test_of_a_controlnets_file_the_controlnet_alone_is_taken(model, saved, tmp_path):
     """Also where it is a whole model: every other weight stays the base's, and no header of it gets lost."""
     base, other = model.state_dict(), EmitDiff(SD1)
-    other.save(tmp_path / "other.safetensors", {"ancestry": ["other"]})
+    ancestry = [{"stage": "other", "cases": 1, "hashes": 64 * "0"}]
+    other.save(tmp_path / "other.safetensors", {"ancestry": ancestry})
     loaded, headers = EmitDiff.load(saved, tmp_path / "other.safetensors")
-    assert [header.get("ancestry") for header in headers] == [None, ["other"]]
+    assert [header.get("ancestry") for header in headers] == [None, ancestry]
     for name, tensor in loaded.state_dict().items():
         assert torch.equal(tensor, (other.state_dict() if name.startswith("controlnet.") else base)[name]), name
     assert loaded.vae.scale == 0.37
