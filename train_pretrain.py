@@ -172,8 +172,9 @@ def train_diffusion(model, part, pictures, latents, hints, settings):
     run.finish()
 
 
-def pretrain(settings):
+def main():
     """Train what is not given, then write the model, HED and sample grids; under torchrun rank 0 alone writes."""
+    settings = parse(Settings)
     device = distributed.start(settings.device)
     parts = choose_parts(settings)
     cases = read_cases(settings.data, layout="radimagenet").cases
@@ -187,41 +188,35 @@ def pretrain(settings):
     pictures = TrainingImages(cases, settings.size, view)
     model.to(device), hed.to(device)
     files = {"weights": settings.weights, "vae": settings.vae, "hed": settings.hed}
-    save_config(settings.out, settings, files, settings.data, [case.id for case in cases])
-    if not settings.resume:
-        unet = torch.nn.ModuleList([model.unet, model.text])  # trained together
-        networks = {"hed": hed, "vae": model.vae, "unet": unet, "controlnet": model.controlnet}
-        check_room(settings.out, room_needed([networks[part] for part in parts], [model, hed]))
-    if "hed" in parts:
-        train_hed(hed, pictures, settings)
-        hed_ledger = Ledger().add("hed", pictures.hashes)
-        if distributed.rank() == 0:
-            hed_ledger.write(settings.out)
-            checkpoints.write_single(settings.out / "hed.safetensors", {"hed": hed.state_dict()}, hed_ledger.header)
-    if "vae" in parts:
-        train_autoencoder(model, pictures, settings)
-    latents, edges = model.latent_memo(), Memo(lambda view: find_edges(hed, view, size=settings.size))
-
-    def hints(batch):
-        return make_hint("hed", None, edges(batch.indices, batch.view), 2)
-
-    if "unet" in parts:
-        train_diffusion(model, "unet", pictures, latents, hints, settings)
-        model.controlnet.copy_encoder(model.unet)
-    train_diffusion(model, "controlnet", pictures, latents, hints, settings)
-    if distributed.rank() == 0:
-        seen = join([hed_ledger, ledger]).add("pre-training", pictures.hashes)
-        seen.write(settings.out)
-        model.save(settings.out / "model.safetensors", seen.header)
-        save_samples(model, pictures, hints, settings.out / "samples" / "final.png", settings.seed)
-    distributed.stop()
-
-
-def main():
-    """Pre-train in a folder in which no other process does."""
-    settings = parse(Settings)
     with claim(settings.out):
-        pretrain(settings)
+        save_config(settings.out, settings, files, settings.data, [case.id for case in cases])
+        if not settings.resume:
+            unet = torch.nn.ModuleList([model.unet, model.text])  # trained together
+            networks = {"hed": hed, "vae": model.vae, "unet": unet, "controlnet": model.controlnet}
+            check_room(settings.out, room_needed([networks[part] for part in parts], [model, hed]))
+        if "hed" in parts:
+            train_hed(hed, pictures, settings)
+            hed_ledger = Ledger().add("hed", pictures.hashes)
+            if distributed.rank() == 0:
+                hed_ledger.write(settings.out)
+                checkpoints.write_single(settings.out / "hed.safetensors", {"hed": hed.state_dict()}, hed_ledger.header)
+        if "vae" in parts:
+            train_autoencoder(model, pictures, settings)
+        latents, edges = model.latent_memo(), Memo(lambda view: find_edges(hed, view, size=settings.size))
+
+        def hints(batch):
+            return make_hint("hed", None, edges(batch.indices, batch.view), 2)
+
+        if "unet" in parts:
+            train_diffusion(model, "unet", pictures, latents, hints, settings)
+            model.controlnet.copy_encoder(model.unet)
+        train_diffusion(model, "controlnet", pictures, latents, hints, settings)
+        if distributed.rank() == 0:
+            seen = join([hed_ledger, ledger]).add("pre-training", pictures.hashes)
+            seen.write(settings.out)
+            model.save(settings.out / "model.safetensors", seen.header)
+            save_samples(model, pictures, hints, settings.out / "samples" / "final.png", settings.seed)
+    distributed.stop()
 
 
 if __name__ == "__main__":
