@@ -132,6 +132,8 @@ def main():
         fold, cases = job
         folder = settings.out / f"fold{fold}"
         with claim(folder):
+            if (folder / "samples.png").exists():  # the last file of a fold
+                return
             model.controlnet.load_state_dict(start)
             pictures, hints, losses = train_fold(model, hed, cases, labelled.classes, settings, folder)
             seen = ancestry.add(f"fine-tuning, fold {fold}", pictures.hashes)

@@ -232,7 +232,8 @@ def main():
     folds = {value: open_folds(run, sets[value]) for value, run in runs.items()}  # what is refused stops here
     results = {value: run_comparison(run, sets[value], folds[value]) for value, run in runs.items()}
     if swept:
-        write_sweep(settings.out, swept, results)
+        with claim(settings.out, wait=True):
+            write_sweep(settings.out, swept, results)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ class Held(InputError):
 def claim(folder: Path, wait: bool = False):
     """Hold a folder, made if it is not there, within this context. Where another process does: Held, or wait for its turn.
 
-    Under torchrun the first process holds it for all.
+    Under torchrun the first process holds it for all, and a folder that is held ends the run.
     """
     if distributed.rank() > 0:
         yield
@@ -41,13 +41,25 @@ def claim(folder: Path, wait: bool = False):
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             lock.seek(0)
-            raise Held(f"{folder}: is in use by {lock.read()}; wait until it ends, or choose another folder") from None
+            words = f"{folder}: is in use by {lock.read() or 'another process'}; wait until it ends, or choose another folder"
+            raise (Held if distributed.ranks() == 1 else InputError)(words) from None  # torchrun's processes stay together
         except OSError as error:
             raise InputError(f"{folder}: cannot be locked ({error.strerror}); choose a folder on another disk") from error
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
         yield
+
+
+def is_any_held(folder: Path) -> bool:
+    """Tell whether a process works in a folder below this one."""
+    for lock in Path(folder).rglob("*/.lock"):
+        try:
+            with claim(lock.parent):
+                pass
+        except Held:
+            return True
+    return False
 
 
 def share(jobs: Iterable, work: Callable) -> list:
@@ -62,7 +74,7 @@ def share(jobs: Iterable, work: Callable) -> list:
                 done[number] = work(job)
             except Held as held:
                 if number not in told:
-                    tqdm.write(f"left to another process: {held}")
+                    tqdm.write(f"left to another process: {str(held).partition(';')[0]}")
                 told.add(number)
         if len(done) == before:
             time.sleep(1)

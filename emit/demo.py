@@ -41,10 +41,11 @@ def call(command, processes, log):
     """
     threads = {"OMP_NUM_THREADS": str(CORES // processes)} if processes > 1 else {}
     place = {"cwd": Path(__file__).resolve().parents[1], "start_new_session": True}  # the demo alone gets a Ctrl-C
-    with open(log, "a") as file:
-        prints = [{}, *[{"stdout": file, "stderr": file}] * (processes - 1)]
-        children = [subprocess.Popen(command, env=os.environ | threads, **place, **where) for where in prints]
+    children = []
     try:
+        with open(log, "a") as file:
+            for where in [{}, *[{"stdout": file, "stderr": file}] * (processes - 1)]:
+                children.append(subprocess.Popen(command, env=os.environ | threads, **place, **where))
         codes = [child.wait() for child in children]
     except errors.Stopped as stopped:
         for child in children:
@@ -64,10 +65,11 @@ def main():
     parser.add_argument("folder", nargs="?", type=Path, default=Path("runs/demo"))
     folder = parser.parse_args().folder.resolve()
     phantoms, began = folder / "phantoms", time.monotonic()
+    found = {path.name for path in folder.glob("*")}
+    if found - {".phantoms.tmp", ".lock"} and not phantoms.is_dir():
+        raise errors.InputError(f"{folder}: already holds something that is no demo; give another folder")
     with claim(folder):
         if not phantoms.is_dir():
-            if any(path.name not in (".phantoms.tmp", ".lock") for path in folder.iterdir()):
-                raise errors.InputError(f"{folder}: already holds something that is no demo; give another folder")
             write_phantoms(phantoms, fresh=300)
         for number, command in enumerate(commands(folder)):
             processes = min(CORES, 3) if number else 1  # of stage 1 the parts follow each other; then come three folds

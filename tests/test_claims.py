@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from emit.claims import Held, claim, share
+from emit.claims import Held, claim, is_any_held, share
 from emit.errors import InputError
 
 FORK = multiprocessing.get_context("fork")  # nothing is imported anew
@@ -40,6 +40,17 @@ def test_the_second_process_is_told_who_holds_the_folder(holder, tmp_path):
         pass
     with claim(tmp_path / "another"):
         assert (tmp_path / "another" / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_folder_below_is_seen_to_be_held_and_torchrun_ends(holder, tmp_path, monkeypatch):
+    assert is_any_held(tmp_path) and not is_any_held(tmp_path / "run")  # its own lock is not below
+    monkeypatch.setattr("emit.claims.distributed.ranks", lambda: 2)
+    with pytest.raises(InputError) as refused, claim(tmp_path / "run"):
+        pass
+    assert refused.type is InputError  # not Held: rank 0 would go on to the next fold without the others
+    holder[0].kill()
+    holder[0].join()
+    assert not is_any_held(tmp_path)
 
 
 def test_a_killed_holder_frees_the_folder_and_leaves_its_name(holder, tmp_path):

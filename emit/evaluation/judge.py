@@ -32,12 +32,14 @@ def keep_best(fold, settings, train) -> str:
     if len(groups) < 2:
         raise InputError(f"--keep-best: fold {fold.number} has one group of training cases, so no others to judge by; leave it out")
     halves = [[case for case in fold.training if case.group in groups[half::2]] for half in (0, 1)]
-    pairs, scores, real = list(fold.generated.pairs()), {}, []
+    networks = []
     for half, learned in enumerate(halves):
         folder = run_folder(settings.out, "judge", fold.number, half)
         seed = seed_from(settings.seed, "judge", fold.number, half)
         with claim(folder):
-            network = train(JUDGE, replace(fold, training=learned), settings, folder, seed)
+            networks.append(train(JUDGE, replace(fold, training=learned), settings, folder, seed))
+    pairs, scores, real = list(fold.generated.pairs()), {}, []
+    for half, network in enumerate(networks):
         others = TrainingImages(halves[1 - half], settings.size)
         for number in range(len(others)):
             image, mask = others.read([number])

@@ -14,6 +14,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import torch
 
 from emit import __version__
+from emit.claims import is_any_held
 from emit.data.images import MOST_SIDE
 from emit.diffusion.samplers import SAMPLERS
 from emit.errors import InputError, program
@@ -231,10 +232,10 @@ def save_config(run_folder, settings, inputs, data, names):
     digest = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
     files["data"] = {"path": str(data), "sha256": digest}
     path = Path(run_folder) / "config.json"
-    started = [file for name in STARTED for file in path.parent.rglob(name)]
-    if not settings.resume and any(file.name == "state.pt" for file in started):
+    started, held = [file.name for name in STARTED for file in path.parent.rglob(name)], is_any_held(run_folder)
+    if not settings.resume and (held or "state.pt" in started):
         raise InputError(f"{run_folder}: already holds a run; go on with --resume or choose another folder")
-    if started:
+    if started or held:
         before = read_json(path, CONFIG)
         may_change = {f.name for f in fields(settings) if f.metadata["may_change"]}
         for name in [name for name in values if name not in may_change]:

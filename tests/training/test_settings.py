@@ -153,6 +153,12 @@ def test_a_run_that_has_begun_keeps_its_settings(tmp_path, monkeypatch):
         save_config(tmp_path, first, {}, "x", CASES)
     with pytest.raises(InputError, match="already holds a run; go on with --resume or choose another folder"):
         save_config(tmp_path, replace(first, lr=2.0, resume=False), {}, "x", CASES)
+    (tmp_path / "unet" / "state.pt").unlink()
+    monkeypatch.setattr("emit.training.settings.is_any_held", lambda folder: folder == tmp_path)  # no state yet, but one at work
+    with pytest.raises(InputError, match=r"config.json: --lr was 2.0 and is now 0.001"):
+        save_config(tmp_path, first, {}, "x", CASES)
+    with pytest.raises(InputError, match="already holds a run"):
+        save_config(tmp_path, replace(first, lr=2.0, resume=False), {}, "x", CASES)
     monkeypatch.setattr(distributed, "ranks", lambda: 2)
     with pytest.raises(InputError, match=r"config.json: --processes was 1 and is now 2"):
         save_config(tmp_path, replace(first, lr=2.0), {}, "x", CASES)
