@@ -14,29 +14,26 @@ from emit.errors import InputError
 FORK = multiprocessing.get_context("fork")  # nothing is imported anew
 
 
-def hold(folder, ready, go):
+def hold(folder, ready):
     with claim(folder):
         ready.set()
-        go.wait()
+        time.sleep(60)
 
 
 @pytest.fixture
 def holder(tmp_path):
-    """A process that holds tmp_path / "run", and the event that ends it."""
-    ready, go = FORK.Event(), FORK.Event()
-    process = FORK.Process(target=hold, args=(tmp_path / "run", ready, go))
+    """A process that holds tmp_path / "run"."""
+    ready = FORK.Event()
+    process = FORK.Process(target=hold, args=(tmp_path / "run", ready))
     process.start()
     assert ready.wait(60)
-    yield process, go
+    yield process
     process.kill()
     process.join()
 
 
 def test_the_second_process_is_told_who_holds_the_folder(holder, tmp_path):
-    with (
-        pytest.raises(Held, match=rf"run: is in use by process {holder[0].pid} on \S+; wait until it ends"),
-        claim(tmp_path / "run"),
-    ):
+    with pytest.raises(Held, match=rf"run: is in use by process {holder.pid} on \S+; wait until it ends"), claim(tmp_path / "run"):
         pass
     with claim(tmp_path / "another"):
         assert (tmp_path / "another" / ".lock").read_text().startswith(f"process {os.getpid()} on ")
@@ -48,21 +45,21 @@ def test_a_folder_below_is_seen_to_be_held_and_torchrun_ends(holder, tmp_path, m
     with pytest.raises(InputError) as refused, claim(tmp_path / "run"):
         pass
     assert refused.type is InputError  # not Held: rank 0 would go on to the next fold without the others
-    holder[0].kill()
-    holder[0].join()
+    holder.kill()
+    holder.join()
     assert not is_any_held(tmp_path)
 
 
 def test_a_killed_holder_frees_the_folder_and_leaves_its_name(holder, tmp_path):
-    os.kill(holder[0].pid, signal.SIGKILL)
-    holder[0].join()
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.join()
     with claim(tmp_path / "run"):
         assert (tmp_path / "run" / ".lock").read_text().startswith(f"process {os.getpid()} on ")
 
 
 def test_waiting_takes_turns(holder, tmp_path):
     began = time.monotonic()
-    threading.Timer(0.3, holder[1].set).start()
+    threading.Timer(0.3, holder.kill).start()
     with claim(tmp_path / "run", wait=True):
         assert time.monotonic() - began > 0.2
 
