@@ -132,7 +132,7 @@ def main():
         fold, cases = job
         folder = settings.out / f"fold{fold}"
         with claim(folder):
-            if (folder / "samples.png").exists():  # the last file of a fold
+            if all((folder / name).exists() for name in ("controlnet.safetensors", "samples.png")):  # what a fold ends with
                 return
             model.controlnet.load_state_dict(start)
             pictures, hints, losses = train_fold(model, hed, cases, labelled.classes, settings, folder)

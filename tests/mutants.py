@@ -465,6 +465,7 @@ MUTANTS = [
     ("train_pretrain.py", "discriminator(reconstruction.detach())", "discriminator(reconstruction)", "tests/test_hearts.py"),
     ("train_pretrain.py", "+ weight * adversarial + own / 100", "+ weight * adversarial + own", "tests/test_hearts.py"),
     ("train_pretrain.py", "step >= ADVERSARY_FROM * settings.vae_steps", "True", "tests/test_hearts.py"),
+    ("train_finetune.py", "                return\n", "                pass\n", PROGRAMS),
     ("emit/claims.py", "lock.truncate(0)", "pass", "tests/test_claims.py"),
     ("emit/claims.py", "0 if wait else fcntl.LOCK_NB", "fcntl.LOCK_NB", "tests/test_claims.py"),
     ("emit/claims.py", "if len(done) == before:", "if False:", "tests/test_claims.py"),

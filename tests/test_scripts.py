@@ -178,6 +178,14 @@ def test_used_folders_are_refused_and_nothing_changes(folder, monkeypatch):
     assert files == state_of(folder / "seg")
 
 
+def test_a_finished_fold_is_left_alone(folder, monkeypatch):
+    """Another process may have a generator at work on it: with other threads its last bits would be others."""
+    files = state_of(folder / "fine" / "fold0")
+    words = [*LABELLED, *MODEL, "--out", folder / "fine", "--steps", 2, "--batch", 2, "--warmup", 1]
+    call(monkeypatch, train_finetune, *words, "--resume")
+    assert files == state_of(folder / "fine" / "fold0")
+
+
 def test_a_test_case_that_the_generator_saw_stops_the_comparison(folder, monkeypatch):
     """Planted in fold 1's ledger under another name: refused by its content, before anything is written."""
     leaky = folder / "leaky"
