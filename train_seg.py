@@ -18,7 +18,7 @@ from emit import errors
 from emit.arms import ARMS, choose_arms
 from emit.checkpoints.writer import save
 from emit.claims import claim, share
-from emit.compat import DEVIATIONS, foreign, read_compat
+from emit.compat import DEVIATIONS, read_compat
 from emit.data.augment import augment, merge
 from emit.data.cache import TrainingImages
 from emit.dataset import inherit_set, open_set, write_set
@@ -50,17 +50,11 @@ class Settings(RunSettings):
     generated: Path | None = setting(None, "[choice] none: real arms only", help="output folder of emit.generate")
     keep_best: float = setting(1.0, "[choice] all", help="share of generated images used; a judge chooses", above=0, high=1)
     oracle: Path | None = setting(None, "[choice] none", help="further labelled images, for the oracle arms", may_change=True)
-    test: tuple[Path, ...] = setting(
-        (), "[choice] the folds alone", help="folders of other labelled sets that every segmenter is judged on", may_change=True
-    )
+    test: tuple[Path, ...] = setting((), "[choice] the folds alone", help="other labelled sets to be judged on", may_change=True)
     out: Path = setting(source="[choice] your folder", help="the run folder, new or with --resume")
     size: int = setting(64, "[choice] CPU minutes; [authors' code]: 384", paper=384, help="pixels a side, of square images", low=16)
-    real_cases: int | None = setting(
-        None, "[paper] all there are", help="training cases per fold, drawn by the seed; fewer are among more", low=1
-    )
-    arms: tuple[str, ...] = setting(
-        ("all",), "[choice] every arm; [paper]: --arms paper", help="all, paper, or names: " + ", ".join(ARMS)
-    )
+    real_cases: int | None = setting(None, "[paper] all there are", help="training cases per fold, drawn by the seed", low=1)
+    arms: tuple[str, ...] = setting(("all",), "[choice] every arm", help="all, paper, or names: " + ", ".join(ARMS))
     seeds: int = setting(1, "[choice] the demo's minutes", paper=3, help="repetitions with other weights, order and draws", low=1)
     variant: Literal["attention", "plain", "residual"] = setting("attention", "[paper]", help="kind of U-Net")
     channels: tuple[int, ...] = setting(
@@ -81,9 +75,7 @@ class Settings(RunSettings):
     )
     tolerance: float = setting(2.0, "[choice] about a contour's width", help="of NSD, in mm, or pixels without spacing", low=0)
     compat: tuple[str, ...] = setting((), "[authors' code]", help="diffboost, or diffboost:" + ",".join(DEVIATIONS["train_seg.py"]))
-    sweep: tuple[str, ...] = setting(
-        (), "[choice] none", help="NAME=V,V,...: the comparison once for each value, and a figure; " + ", ".join(SWEEPS)
-    )
+    sweep: tuple[str, ...] = setting((), "[choice] none", help="NAME=V,V,...: a comparison for each; " + ", ".join(SWEEPS))
 
     @property
     def deviations(self):
@@ -96,7 +88,8 @@ def open_labelled(settings):
     check_run(settings.out, settings)
     if settings.patches > settings.size:
         raise errors.InputError(f"--patches: is {settings.patches}, more than the {settings.size} pixels; give fewer")
-    for missing in sorted(set(foreign(settings.compat, "train_seg.py")) - set(find_deviations(settings))):
+    of_images = read_compat({*settings.compat} - {"diffboost"}, "emit.generate")
+    for missing in sorted({*of_images} - {*find_deviations(settings)}):
         raise errors.InputError(f"--compat: {missing} is emit.generate's, and not that of {settings.generated}; generate anew")
     if settings.generated is not None:
         labelled = open_set(settings.generated, settings.data)

@@ -21,8 +21,3 @@ def read_compat(words, program):
     for name in sorted(named - {"diffboost", *sum(DEVIATIONS.values(), ())}):
         raise InputError(f"--compat: {name} is unknown; choose from diffboost, {', '.join(own)}")
     return tuple(sorted(own if "diffboost" in named else named & set(own)))
-
-
-def foreign(words, program):
-    """Return the names among the words of --compat that belong to the other program."""
-    return tuple(sorted({word.removeprefix("diffboost:") for word in words} - {"diffboost", *DEVIATIONS[program]}))

@@ -21,14 +21,9 @@ from emit.data.phantom import write_busi
 from emit.errors import InputError
 from emit.networks.segmenter import Segmenter, SegmenterConfig
 from emit.seeds import generator
+from tests.helpers import call
 
 SHORT = ["--steps", 2, "--warmup", 0, "--size", 16, "--channels", "2,4", "--arms", "baseline,mirror", "--device", "cpu"]
-
-
-def call(module, *words):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["program", *map(str, words)])
-        module.main()
 
 
 def balance(network):

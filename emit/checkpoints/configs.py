@@ -11,16 +11,15 @@ from emit.networks.vae import VAEConfig
 
 FORMAT = 2  # of our headers
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction"}
-CLASSES = {  # in diffusers and transformers
-    "unet": ("diffusers", "UNet2DConditionModel"),
-    "vae": ("diffusers", "AutoencoderKL"),
-    "text": ("transformers", "CLIPTextModel"),
-    "controlnet": ("diffusers", "ControlNetModel"),
-}
+CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "controlnet": "ControlNetModel"}  # in diffusers
+NAMES = {"num_res_blocks": "layers_per_block", "groups": "norm_num_groups", "z_channels": "latent_channels"}  # ours: diffusers'
+NAMES |= {"scale": "scaling_factor", "in_channels": "in_channels", "out_channels": "out_channels"}
+NAMES |= {"context_dim": "cross_attention_dim", "linear_projections": "use_linear_projection"}
+NAMES |= {"hint_channels": "conditioning_embedding_out_channels"}
 INDEX = {"_class_name": "StableDiffusionPipeline", "scheduler": ["diffusers", "DDIMScheduler"]}
 INDEX |= {"tokenizer": ["transformers", "CLIPTokenizer"], "safety_checker": [None, None]}
-INDEX |= {"feature_extractor": [None, None], "requires_safety_checker": False}
-INDEX |= {"unet": CLASSES["unet"], "vae": CLASSES["vae"], "text_encoder": CLASSES["text"]}
+INDEX |= {"feature_extractor": [None, None], "requires_safety_checker": False, "text_encoder": ["transformers", "CLIPTextModel"]}
+INDEX |= {part: ["diffusers", CLASSES[part]] for part in ("unet", "vae")}
 
 
 def open_config(path: Path) -> dict:
@@ -37,20 +36,19 @@ def describe(part: str, sizes) -> dict:
         return config | {"num_hidden_layers": sizes.layers, "num_attention_heads": sizes.heads}
     levels = range(len(sizes.channel_mult))
     widths = [mult * (sizes.channels if part == "vae" else sizes.model_channels) for mult in sizes.channel_mult]
-    config = {"_class_name": CLASSES[part][1], "block_out_channels": widths, "layers_per_block": sizes.num_res_blocks}
-    config |= {"norm_num_groups": sizes.groups}
+    config = {"_class_name": CLASSES[part], "block_out_channels": widths}
+    config |= {theirs: getattr(sizes, ours) for ours, theirs in NAMES.items() if hasattr(sizes, ours)}
     if part == "vae":
-        config |= {"down_block_types": ["DownEncoderBlock2D" for _ in levels]}
-        config |= {"up_block_types": ["UpDecoderBlock2D" for _ in levels], "sample_size": 512}
-        return config | {"latent_channels": sizes.z_channels, "scaling_factor": sizes.scale}
+        config |= {"down_block_types": ["DownEncoderBlock2D" for _ in levels], "sample_size": 512}
+        return config | {"up_block_types": ["UpDecoderBlock2D" for _ in levels]}
     down = ["CrossAttnDownBlock2D" if level in sizes.attention_levels else "DownBlock2D" for level in levels]
     heads = [sizes.heads or width // sizes.head_size for width in widths]  # attention_head_dim counts heads
-    config |= {"down_block_types": down, "attention_head_dim": heads, "in_channels": sizes.in_channels}
-    config |= {"cross_attention_dim": sizes.context_dim, "use_linear_projection": sizes.linear_projections}
+    config |= {"down_block_types": down, "attention_head_dim": heads}
     if part == "controlnet":
-        return config | {"conditioning_embedding_out_channels": sizes.hint_channels}
-    up = [kind.replace("Down", "Up") for kind in reversed(down)]
-    return config | {"out_channels": sizes.out_channels, "sample_size": 64, "up_block_types": up}
+        del config["out_channels"]
+        return config
+    del config[NAMES["hint_channels"]]
+    return config | {"sample_size": 64, "up_block_types": [kind.replace("Down", "Up") for kind in reversed(down)]}
 
 
 def read_config(part: str, config: dict):
@@ -59,27 +57,18 @@ def read_config(part: str, config: dict):
         quick = config["hidden_act"] == "quick_gelu"
         sizes = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
         return TextConfig(*sizes, quick_gelu=quick, pad=49407 if quick else 0)  # public files say pad 1
-    widths, repeats, groups = config["block_out_channels"], config["layers_per_block"], config.get("norm_num_groups", 32)
-    mult = tuple(width // widths[0] for width in widths)
+    kind, widths = VAEConfig if part == "vae" else UNetConfig, config["block_out_channels"]
+    sizes = {ours: config[theirs] for ours, theirs in NAMES.items() if theirs in config and hasattr(kind, ours)}
+    sizes["channel_mult"] = tuple(width // widths[0] for width in widths)
     if part == "vae":
-        return VAEConfig(widths[0], mult, repeats, config["latent_channels"], groups, config.get("scaling_factor", VAEConfig.scale))
+        return VAEConfig(channels=widths[0], **sizes)
     heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)  # both count heads
     heads = heads if isinstance(heads, list) else [heads]
     same = len(set(heads)) == 1
-    return UNetConfig(
-        in_channels=config["in_channels"],
-        out_channels=config.get("out_channels", UNetConfig.out_channels),
-        model_channels=widths[0],
-        channel_mult=mult,
-        num_res_blocks=repeats,
-        attention_levels=tuple(level for level, kind in enumerate(config["down_block_types"]) if kind.startswith("Cross")),
-        heads=heads[0] if same else None,
-        head_size=None if same else widths[0] // heads[0],
-        context_dim=config["cross_attention_dim"],
-        linear_projections=config.get("use_linear_projection", False),
-        groups=groups,
-        hint_channels=tuple(config.get("conditioning_embedding_out_channels", UNetConfig.hint_channels)),
-    )
+    sizes |= {"heads": heads[0]} if same else {"heads": None, "head_size": widths[0] // heads[0]}
+    levels = [level for level, kind in enumerate(config["down_block_types"]) if kind.startswith("Cross")]
+    hint_channels = tuple(sizes.pop("hint_channels", UNetConfig.hint_channels))
+    return UNetConfig(model_channels=widths[0], attention_levels=tuple(levels), hint_channels=hint_channels, **sizes)
 
 
 def scheduler(prediction: str) -> dict:

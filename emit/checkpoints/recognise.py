@@ -10,24 +10,17 @@ from torch import Tensor
 from emit.errors import InputError
 
 EXPECTED = "expected Stable Diffusion 1 or 2, a ControlNet or HED, as safetensors, pickle or diffusers folder"
-PREFIXES = {  # of the original single files
-    "model.diffusion_model.": ("unet", "original"),
-    "first_stage_model.": ("vae", "original"),
-    "cond_stage_model.transformer.text_model.": ("text", "diffusers"),
-    "cond_stage_model.model.": ("text", "original"),
-    "control_model.": ("controlnet", "original"),
-}
-BARE = {  # a part alone, without prefix: the beginning of some of its names
-    r"input_hint_block\.": ("controlnet", "original"),
-    r"controlnet_cond_embedding\.": ("controlnet", "diffusers"),
-    r"output_blocks\.": ("unet", "original"),
-    r"up_blocks\.": ("unet", "diffusers"),
-    r"decoder\.up\.": ("vae", "original"),
-    r"decoder\.up_blocks\.": ("vae", "diffusers"),
-    r"transformer\.resblocks\.": ("text", "original"),
-    r"(text_model\.)?encoder\.layers\.": ("text", "diffusers"),
-    r"moduleVgg": ("hed", "original"),
-    r"block1\.convs\.": ("hed_v11", "original"),
+NAMES = {  # part, naming: its prefix in the original single files, and without one the beginning of some of its names
+    ("unet", "original"): ("model.diffusion_model.", r"output_blocks\."),
+    ("unet", "diffusers"): ("", r"up_blocks\."),
+    ("vae", "original"): ("first_stage_model.", r"decoder\.up\."),
+    ("vae", "diffusers"): ("", r"decoder\.up_blocks\."),
+    ("text", "diffusers"): ("cond_stage_model.transformer.text_model.", r"(text_model\.)?encoder\.layers\."),
+    ("text", "original"): ("cond_stage_model.model.", r"transformer\.resblocks\."),
+    ("controlnet", "original"): ("control_model.", r"input_hint_block\."),
+    ("controlnet", "diffusers"): ("", r"controlnet_cond_embedding\."),
+    ("hed", "original"): ("", r"moduleVgg"),
+    ("hed_v11", "original"): ("", r"block1\.convs\."),
 }
 EMA = "model_ema.diffusion_model"  # then the UNet's own name without its dots
 # Dropped on purpose: the noise schedule, losses, averages, CLIP's projection, and the last of version 2's 24 text blocks,
@@ -47,12 +40,12 @@ def sort(path, tensors: dict[str, Tensor], ema: bool = False) -> tuple[dict, lis
     """
     dropped, named = sorted(filter(DROPPED.match, tensors)), {}
     left = tensors.keys() - set(dropped)
-    for prefix, (part, naming) in PREFIXES.items():
-        own = {name.removeprefix(prefix): name for name in left if name.startswith(prefix)}
+    for (part, naming), (prefix, _) in NAMES.items():
+        own = {name.removeprefix(prefix): name for name in left if prefix and name.startswith(prefix)}
         if own and part not in named:
             named[part] = (naming, own)
             left -= set(own.values())
-    for pattern, (part, naming) in BARE.items():
+    for (part, naming), (_, pattern) in NAMES.items():
         if not named and any(re.match(pattern, name) for name in left):
             named[part], left = (naming, {name.removeprefix("text_model."): name for name in left}), set()
     if left or not named:

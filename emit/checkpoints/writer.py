@@ -10,12 +10,10 @@ from torch import Tensor
 from emit.checkpoints import configs
 from emit.checkpoints.names import to_diffusers
 from emit.checkpoints.reader import FOLDERS, check_values
-from emit.checkpoints.recognise import PREFIXES
+from emit.checkpoints.recognise import NAMES
 from emit.checkpoints.sizes import KEYS, stated_sizes
 from emit.errors import InputError
 from emit.files import write_atomic, write_json, write_text
-
-PREFIX = {part: prefix for prefix, part in PREFIXES.items()}  # of a part and a naming
 
 
 def write_single(path: str | Path, parts: dict[str, dict[str, Tensor]], header: dict) -> None:
@@ -31,8 +29,7 @@ def write_single(path: str | Path, parts: dict[str, dict[str, Tensor]], header: 
         naming = "original"
         if part == "text" and config["text"]["quick_gelu"]:
             naming, own = "diffusers", to_diffusers(part, stated_sizes(part, config["text"]), own)
-        prefix = PREFIX.get((part, naming), "")  # HED has none
-        tensors |= {prefix + name: tensor for name, tensor in own.items()}
+        tensors |= {NAMES[part, naming][0] + name: tensor for name, tensor in own.items()}
     save(Path(path), tensors, header)
 
 

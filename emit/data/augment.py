@@ -44,13 +44,11 @@ def noise(image, rng):
 
 def resolution(image, rng):
     """Keep U(0.5, 1) of rows and columns alike (nearest, unfiltered), then resize back (bilinear) [choice: as nnU-Net]."""
-    height, width = image.shape[-2:]
-    zoom, lowered = draw_uniform(0.5, 1.0, image, rng), torch.empty_like(image)
-    sizes = torch.stack([torch.round(zoom * n).clamp(min=1).long() for n in (height, width)], dim=1)  # (B, 2)
-    for size in sizes.unique(dim=0):  # samples that share a size, in one call
-        chosen = (sizes == size).all(dim=1)
-        small = F.interpolate(image[chosen], size.tolist(), mode="nearest-exact")
-        lowered[chosen] = F.interpolate(small, (height, width), mode="bilinear", align_corners=False)
+    shape, lowered = torch.tensor(image.shape[-2:]), torch.empty_like(image)
+    for row, zoom in enumerate(draw_uniform(0.5, 1.0, image, rng).cpu()):
+        size = (zoom * shape).round().clamp(min=1).int().tolist()
+        small = F.interpolate(image[row : row + 1], size, mode="nearest-exact")
+        lowered[row] = F.interpolate(small, image.shape[-2:], mode="bilinear", align_corners=False)[0]
     return lowered
 
 

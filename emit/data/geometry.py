@@ -67,10 +67,8 @@ def warp(tensor, matrix, mode, fill, displacement=None):
     grid = F.affine_grid(theta, (len(tensor), 1, height, width), align_corners=False)  # (B, H, W, 2)
     if displacement is not None:
         grid = grid + displacement / half
-    if fill is None:
-        sampled = F.grid_sample(tensor.to(grid.dtype), grid, mode, padding_mode="reflection", align_corners=False)
-        return sampled.to(tensor.dtype)
-    sampled = F.grid_sample(tensor.to(grid.dtype) - fill, grid, mode, padding_mode="zeros", align_corners=False)
+    padding, fill = ("reflection", 0) if fill is None else ("zeros", fill)
+    sampled = F.grid_sample(tensor.to(grid.dtype) - fill, grid, mode, padding, align_corners=False)
     return (sampled + fill).to(tensor.dtype)  # moved by fill and back, as grid_sample fills with 0 alone
 
 

@@ -72,16 +72,11 @@ def open_folds(settings, sets) -> list[Fold]:
         if "select_on_test" in settings.deviations:
             validation = tests[""]
         folds.append(Fold(number, labelled, training, validation, tests, generated, oracle))
-    if len(sets) > 1:
-        ledger = list_seen(folds)
+    if len(sets) > 1:  # no fold learns from, selects on or generates from a case of --test
+        seen = {case.id: case for fold in folds for case in (*fold.training, *fold.validation)}
+        hashes = np.array([content_hash(case.image) for case in seen.values()], np.uint64)
+        images = [source.ledger for fold in folds for source in (fold.generated, fold.oracle) if source is not None]
+        ledger = join([Ledger().add("the cases of training and validation", hashes), *images])
         for name, cases in folds[0].tests.items():
             ledger.refuse(cases if name else [], name)
     return folds
-
-
-def list_seen(folds) -> Ledger:
-    """Return the ledger of what the segmenters of all folds learn from and select on, generated images included."""
-    seen = {case.id: case for fold in folds for case in (*fold.training, *fold.validation)}
-    hashes = np.array([content_hash(case.image) for case in seen.values()], np.uint64)
-    images = [source.ledger for fold in folds for source in (fold.generated, fold.oracle) if source is not None]
-    return join([Ledger().add("the cases of training and validation", hashes), *images])

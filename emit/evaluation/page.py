@@ -1,10 +1,8 @@
 """The report as one HTML page: plain, self-contained, readable on a phone; figures are inside it."""
 
 import base64
-from collections import Counter
 from dataclasses import fields
 from html import escape
-from itertools import chain
 
 from emit import ledger
 from emit.evaluation.statistics import POWER
@@ -58,8 +56,8 @@ The others: means. NSD: share of the surfaces within {settings.tolerance:g} {"/"
 infinite distance. Other codes drop some of these cases (docs/metrics.md).</p>
 <h2>Splits and leaks</h2>
 {make_table(splits)}
-<p>A group is a patient or, where none is known, a set of look-alike pictures; none may be on two sides. Weights are chosen on
-the validation cases; with select_on_test on the test cases: then the scores are too good.</p>
+<p>A group is a patient or, where none is known, a set of look-alike pictures; splits with one on two sides are refused. Weights
+are chosen on the validation cases; with select_on_test on the test cases: then the scores are too good.</p>
 {make_paragraphs(describe_leaks(splits, settings))}
 <h2>Settings</h2>
 <p>emit-diff {code["version"]} (commit {code["commit"] or "unknown"}{", with changes" if code["changed"] else ""}).</p>
@@ -88,19 +86,17 @@ def make_figure(title: str, path, caption: str) -> str:
 
 
 def list_splits(labelled, generated) -> list[list[str]]:
-    """Return the table of folds: cases and groups of the parts, groups that are in two, how many cases the generator has seen."""
+    """Return the table of folds: cases and groups of the parts, how many cases the generator has seen."""
     group_of = {case.id: case.group for case in labelled.cases}
-    table = [["fold", "training", "validation", "test", "groups in two parts", "seen by the generator"]]
+    table = [["fold", "training", "validation", "test", "seen by the generator"]]
     for fold, split in enumerate(labelled.splits):
         parts = [case.id for case in labelled.training(fold)], split.validation, split.test
-        groups = [{group_of[name] for name in part} for part in parts]
-        counts = [f"{len(part)} in {len(mine)} groups" for part, mine in zip(parts, groups, strict=True)]
-        shared = sum(n > 1 for n in Counter(chain(*groups)).values())
+        counts = [f"{len(part)} in {len({group_of[name] for name in part})} groups" for part in parts]
         stages = "no generator"
         if generated is not None:
             seen = ledger.read(generated / f"fold{fold}" / "ledger.json").entries
             stages = "; ".join(f"{entry['stage']}: {entry['cases']} cases" for entry in seen) or "unknown"
-        table.append([str(fold), *counts, str(shared), stages])
+        table.append([str(fold), *counts, stages])
     return table
 
 

@@ -57,25 +57,28 @@ def find_deviations(settings) -> list[str]:
 def compute(rows, cases) -> dict:
     """Return all numbers of the report; its conclusion is about the arms with generated images."""
     names, seeds, table = tabulate(rows)
-    described, summaries = {arm: describe(values) for arm, values in table.items()}, {}
-    for arm in table:
+    arms = {}
+    for arm, values in table.items():
         mine = [row for row in rows if row["arm"] == arm]
-        summaries[arm] = summarise([row | {"class": ALL} for row in mine]) | summarise(mine)
+        scores = summarise([row | {"class": ALL} for row in mine]) | summarise(mine)
+        arms[arm] = {"scores": scores, "dice": describe(values)}
     group_of = {case.volume or case.id: case.group for case in cases}
     groups = [group_of[name] for name in names]
-    references = {arm: find_reference(arm) for arm in table}
+    # The real arm of the same augmentation, "deepstack" of "ours+deepstack"; of a real arm the baseline
+    references = {arm: BASELINE if ARMS[arm].real is all_real else ARMS[arm].augmentation for arm in table}
     generated = [arm for arm in table if ARMS[arm].source == "generated"]
     others = [arm for arm in table if arm not in (BASELINE, *generated)]
     # The highest mean on these same scores: shown, not compared
-    best = max((arm for arm in CLASSICAL if arm in table), key=lambda arm: described[arm]["mean"], default=None)
+    best = max((arm for arm in CLASSICAL if arm in table), key=lambda arm: arms[arm]["dice"]["mean"], default=None)
     pairs = dict.fromkeys((arm, other) for arm in generated for other in (BASELINE, references[arm]) if other in table)
     compared = compare_arms(table, pairs, groups)
     compared += compare_arms(table, [(arm, references[arm]) for arm in others if references[arm] in table], groups)
-    trios = [(arm, references[arm], find_oracle(arm)) for arm in generated]
+    name_of = {arm: name for name, arm in ARMS.items()}
+    trios = [(arm, references[arm], name_of[replace(ARMS[arm], source="oracle")]) for arm in generated]
     headroom = [share_headroom(table, *trio, groups) for trio in trios if table.keys() >= {*trio}]
     conclusion = [conclude(c) for c in compared if c["arm"] in generated] + [h["sentence"] for h in headroom]
     return {
-        "arms": {arm: {"scores": summaries[arm], "dice": described[arm]} for arm in table},
+        "arms": arms,
         "best_classical": best,
         "generated_arms": generated,
         "comparisons": [c | {"verdict": verdict(c), "sentence": conclude(c)} for c in compared],
@@ -88,16 +91,6 @@ def compute(rows, cases) -> dict:
         "cases": len(names),
         "groups": len(set(groups)),
     }
-
-
-def find_reference(arm: str) -> str:
-    """Return the real arm of the same augmentation, "deepstack" of "ours+deepstack"; of a real arm the baseline."""
-    return BASELINE if ARMS[arm].real is all_real else ARMS[arm].augmentation
-
-
-def find_oracle(arm: str) -> str:
-    """Return the arm that differs by the oracle's images alone."""
-    return next(name for name, other in ARMS.items() if other == replace(ARMS[arm], source="oracle"))
 
 
 def describe_fidelity(rows) -> dict:

@@ -111,9 +111,7 @@ def holm(p_values) -> list[float]:
     p_values = np.asarray(p_values, dtype=float)
     order = np.argsort(p_values)
     stepped = np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1))
-    adjusted = np.empty_like(stepped)
-    adjusted[order] = np.minimum(stepped, 1)
-    return adjusted.tolist()
+    return np.minimum(stepped, 1)[np.argsort(order)].tolist()
 
 
 def share_headroom(table, arm, reference, oracle, groups) -> dict:

@@ -21,7 +21,6 @@ from emit.errors import InputError, program
 from emit.files import find_misfit, read_json, sha256, write_json
 from emit.training import distributed
 
-SOURCES = ("[paper]", "[authors' code]", "[SD 1.5]", "[choice] ")
 LIMITS = {  # of a number: what must hold, in words
     "low": (operator.ge, "at least"),
     "above": (operator.gt, "more than"),
@@ -36,12 +35,10 @@ STARTED = ("state.pt", "manifest.jsonl")  # files of a run, or of the generator,
 def setting(default=MISSING, source="", *, paper=MISSING, help="", may_change=False, nargs=None, **limits):
     """Declare a field: its default (none: the user must give it), its source, the paper's value where it differs.
 
-    source starts with one of SOURCES; "[choice]" goes on with the reason. may_change: a resumed run may change it.
+    source: "[paper]", "[authors' code]", "[SD 1.5]", or "[choice]" and its reason. may_change: a resumed run may change it.
     nargs: "+" for texts between spaces, which may hold commas.
     limits: low, high (the limit itself is allowed), above, below (it is not) of a number, or of each in a tuple.
     """
-    if not source.startswith(SOURCES):
-        raise ValueError(f"source {source!r} must start with one of {SOURCES}, and a choice needs its reason")
     presets = {"demo": default, "paper": default if paper is MISSING else paper}
     words = {"source": source, "help": help, "may_change": may_change, "nargs": nargs, "limits": limits}
     return field(default=default, metadata=presets | words)

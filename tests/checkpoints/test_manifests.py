@@ -46,6 +46,8 @@ PARAMETERS = {  # as published
     ("vae", "sd"): 83_653_863,
     ("controlnet", "sd1"): 361_279_120,
     ("text", "sd1"): 123_060_480,
+    ("hed", "emit"): 14_714_688 + 1477 + 6,  # VGG-16's convolutions, the scores, the fusion
+    ("hed_v11", "emit"): 14_714_688 + 1477 + 3,  # and the norm
 }
 
 

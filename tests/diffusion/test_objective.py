@@ -10,12 +10,9 @@ from emit import model
 from emit.diffusion import objective
 from emit.diffusion.objective import large_variance, small_variance
 from emit.diffusion.schedule import Schedule
+from tests.helpers import column
 
 SCHEDULE = Schedule.scaled_linear()
-
-
-def column(*values):
-    return torch.tensor(values, dtype=torch.float64).reshape(-1, 1, 1, 1)
 
 
 def gaussian_eps(z_t, t, spread):

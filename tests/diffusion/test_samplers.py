@@ -10,13 +10,10 @@ import torch
 from emit.diffusion import samplers
 from emit.diffusion.samplers import Estimate, ddim_step, ddpm_step, dpmpp_2m_step, plms_step
 from emit.diffusion.schedule import Schedule, eps_to_z0, q_sample, to_v
+from tests.helpers import column
 
 SCHEDULE = Schedule.scaled_linear()
 ROUNDING = 1e-12  # float64; the largest amplification is 1 / sqrt(alpha_bar) <= 15 a step
-
-
-def column(*values):
-    return torch.tensor(values, dtype=torch.float64).reshape(-1, 1, 1, 1)
 
 
 def jumps(steps, spacing):

@@ -6,14 +6,10 @@ import pytest
 import torch
 
 from emit.diffusion import schedule as s
+from tests.helpers import column
 
 SCHEDULE = s.Schedule.scaled_linear()
 ROUNDING = 1e-12  # float64 keeps 16 digits; a thousand products and 1 / sqrt(alpha_bar) <= 15 cost less than four
-
-
-def column(*values):
-    """Return scalars as a batch of one-pixel latents in float64."""
-    return torch.tensor(values, dtype=torch.float64).reshape(-1, 1, 1, 1)
 
 
 def test_scaled_linear_is_the_product_of_the_printed_betas_and_has_the_public_numbers():

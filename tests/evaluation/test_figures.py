@@ -115,16 +115,6 @@ def test_text_is_drawn_as_it_stands(name, word, drawn, tmp_path):
     assert given and not any(text.get_parse_math() for text in given)
 
 
-def test_a_figure_that_fails_is_named_and_costs_nothing(tmp_path, capsys):
-    path = tmp_path / "figure.png"
-
-    with figures.costing_nothing(path):
-        raise ValueError("odd\nmaterial")
-    with figures.costing_nothing(path):
-        {}["key"]
-    assert capsys.readouterr().out == f"{path}: not drawn (ValueError: odd material)\n{path}: not drawn (KeyError: 'key')\n"
-
-
 def count_pixels(path, colour):
     """Count pixels near a colour: 60 of 442, as lines are blended with what is under them."""
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(float)

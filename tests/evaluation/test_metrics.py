@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from emit.evaluation import metrics
-from emit.evaluation.metrics import OVERLAPS, find_surface, score_boundary, score_case, summarise
+from emit.evaluation.metrics import OVERLAPS, score_boundary, score_case, summarise
 
 CLASSES = ("background", "organ")
 BOUNDARY = ("nsd", "hd95", "assd")
@@ -106,11 +106,6 @@ def test_boundary_equals_brute_force():
         expected = np.mean(pooled <= 1.5), low + (high - low) * (place % 1), np.mean(pooled)
         found = score_boundary(a, b, spacing, 1.5)
         assert [found[key] for key in BOUNDARY] == pytest.approx(expected, abs=1e-9)  # float64, tens of mm
-
-
-def test_surface_uses_the_cross():
-    plus_filled = draw("0110", "1111", "1111", "0110")  # its 4 inner voxels have all 4 neighbours, but not all 8
-    assert (find_surface(plus_filled > 0) == draw("0110", "1001", "1001", "0110")).all()
 
 
 def test_each_class_is_scored_by_itself():

@@ -3,7 +3,6 @@
 import gzip
 import json
 from dataclasses import asdict
-from math import prod
 from pathlib import Path
 
 import torch
@@ -50,12 +49,6 @@ def read_manifest(kind, prefix=""):
     """Return {name without prefix: shape} of a public file's tensors with the prefix."""
     names = json.loads(gzip.decompress((HERE / "manifests" / "manifests.json.gz").read_bytes()))[kind]
     return {name.removeprefix(prefix): tuple(row[0]) for name, row in names.items() if name.startswith(prefix)}
-
-
-def shapes_of(module):
-    """Return {name: shape} of a module's tensors, and its number of parameters."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    return shapes, sum(prod(shape) for shape in shapes.values())
 
 
 def original(part, rows, quiet=False):

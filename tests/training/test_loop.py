@@ -241,7 +241,18 @@ def test_curves_show_the_logs_and_a_later_run_changes_them_whole(tmp_path, monke
     assert curves == expected and list(curves) == list(expected)  # the order of panels too
 
 
-def test_drawings_take_a_hundredth_of_the_time_and_the_last_one_is_made(tmp_path, monkeypatch, clock, capsys):
+@pytest.mark.parametrize(
+    ("steps", "seconds", "every", "expected"),
+    [
+        # From 60 s on, 50 s after a drawing of 0.5 s at the earliest, where a state is saved, before it, and at the end.
+        (20, 10, {"save_every": 6, "log_every": 1}, [(6, False), (12, True), (18, True), (20, True)]),
+        (20, 10, {"save_every": 1, "log_every": 5}, [(6, True), (11, True), (16, True), (20, True)]),
+        (3, 100, {"save_every": 1, "log_every": 3}, [(3, True)]),  # before it the log was empty
+    ],
+)
+def test_drawings_take_a_hundredth_of_the_time_and_the_last_one_is_made(
+    tmp_path, monkeypatch, clock, capsys, steps, seconds, every, expected
+):
     drawn = []
 
     def draw(path, curves):
@@ -249,29 +260,11 @@ def test_drawings_take_a_hundredth_of_the_time_and_the_last_one_is_made(tmp_path
         drawn.append((run.done, (tmp_path / "state.pt").exists()))
 
     monkeypatch.setattr(loop, "save_curves", draw)
-    run = start(tmp_path, module := make_weight(1.0), steps=20, save_every=6, log_every=1)
+    run = start(tmp_path, module := make_weight(1.0), steps=steps, **every)
     for _ in run.steps(Numbers()):
-        clock.now += 10
+        clock.now += seconds
         run.update(module.weight.sum())
-    # From 60 s on, 50 s after a drawing of 0.5 s at the earliest, where a state is saved, before it, and at the end.
-    assert drawn == [(6, False), (12, True), (18, True), (20, True)]
-    assert "run: " not in capsys.readouterr().out
-
-
-def test_drawings_are_left_out_where_states_are_saved_often(tmp_path, monkeypatch, clock):
-    drawn = []
-    monkeypatch.setattr(loop, "save_curves", lambda *_: (drawn.append(run.done), setattr(clock, "now", clock.now + 0.5)))
-    run = start(tmp_path, module := make_weight(1.0), steps=20, save_every=1, log_every=5)
-    for _ in run.steps(Numbers()):
-        clock.now += 10
-        run.update(module.weight.sum())
-    assert drawn == [6, 11, 16, 20]  # 60, 60.5 + 50, 111 + 50 s
-    drawn.clear()
-    run = start(tmp_path / "slow", module, steps=3, save_every=1, log_every=3)
-    for _ in run.steps(Numbers()):
-        clock.now += 100
-        run.update(module.weight.sum())
-    assert drawn == [3]  # before it the log was empty
+    assert drawn == expected and "run: " not in capsys.readouterr().out
 
 
 def test_curves_that_fail_cost_nothing(tmp_path, monkeypatch, capsys):
@@ -326,14 +319,10 @@ def test_the_forecast_names_the_devices_and_rank_0_says_it(monkeypatch, capsys, 
 # ---- guards
 
 
-def bad_loss(kind, weight):
-    """Return a loss whose value, or whose gradient alone, is not finite."""
-    if kind == "loss":
-        return weight.sum() + math.inf
-    return (weight * 0).sqrt().sum()  # 0, with gradient 0 times infinity
+BAD = {"loss": lambda weight: weight.sum() + math.inf, "gradient": lambda weight: (weight * 0).sqrt().sum()}  # 0 times infinity
 
 
-@pytest.mark.parametrize("kind", ["loss", "gradient"])
+@pytest.mark.parametrize("kind", BAD)
 def test_a_number_that_is_not_finite_stops_before_step_and_save(tmp_path, kind):
     module = make_weight(1.0, 2.0)
     run = start(tmp_path, module, save_every=2, log_every=1, ema=0.5)
@@ -341,7 +330,7 @@ def test_a_number_that_is_not_finite_stops_before_step_and_save(tmp_path, kind):
         for step, _ in run.steps(Numbers()):
             if step == 4:
                 good, saved = module.weight.detach().clone(), (tmp_path / "state.pt").read_bytes()
-            run.update(bad_loss(kind, module.weight) if step == 4 else module.weight.square().sum())
+            run.update(BAD[kind](module.weight) if step == 4 else module.weight.square().sum())
     assert "at step 4" in str(raised.value) and "\n" not in str(raised.value)
     assert str(raised.value).startswith(f"{tmp_path}: loss ")
     assert torch.equal(module.weight, good)
@@ -354,8 +343,6 @@ def test_a_number_that_is_not_finite_stops_before_step_and_save(tmp_path, kind):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"steps": 0}, "--steps: is 0; give at least 1"),
-        ({"ema": 1.0}, "--ema: is 1.0; give at least 0 and less than 1"),
         ({"batch": 8, "accumulate": 3}, "run: batch must be a multiple of accumulate x processes = 3"),
         ({"warmup": 6}, "run: warmup must be from 0 to steps - 1 = 5"),
     ],

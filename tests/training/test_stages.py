@@ -17,15 +17,11 @@ from emit.data.phantom import write_phantoms
 from emit.errors import InputError
 from emit.model import EmitDiff, demo_sizes
 from emit.training.settings import parse
+from tests.helpers import call
 
 ROOT = Path(__file__).resolve().parents[2]
 PRETRAIN = ["--data", "nowhere", "--out", "run", "--boundaries", "nowhere"]
 FINETUNE = ["--data", "nowhere", "--out", "run", "--model", "nowhere", "--hed", "nowhere"]
-
-
-def call(monkeypatch, module, *words):
-    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, words)])
-    module.main()
 
 
 @pytest.mark.parametrize(
@@ -46,7 +42,7 @@ def call(monkeypatch, module, *words):
 def test_both_stages_refuse_before_they_train(module, words, message, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match=message):
-        call(monkeypatch, module, *(PRETRAIN if module is train_pretrain else FINETUNE), *words)
+        call(module, *(PRETRAIN if module is train_pretrain else FINETUNE), *words)
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +53,16 @@ def stage_1(tmp_path_factory):
     return ["--data", folder / "radiology_ai", "--boundaries", folder / "boundaries"]
 
 
-def test_stage_1_refuses_a_size_before_it_writes(stage_1, tmp_path, monkeypatch):
+def test_stage_1_refuses_a_size_before_it_writes(stage_1, tmp_path):
     with pytest.raises(InputError, match=r"--size: is 60; give a multiple of 8"):
-        call(monkeypatch, train_pretrain, *stage_1, "--out", tmp_path / "run", "--size", "60")
+        call(train_pretrain, *stage_1, "--out", tmp_path / "run", "--size", "60")
     assert not (tmp_path / "run").exists()
 
 
-def test_stage_1_refuses_a_missing_boundary_before_it_writes(stage_1, tmp_path, monkeypatch):
+def test_stage_1_refuses_a_missing_boundary_before_it_writes(stage_1, tmp_path):
     words = [*stage_1[:2], "--out", tmp_path / "run", "--size", "32"]
     with pytest.raises(InputError, match="png: is missing; --boundaries needs one picture for each image of --data"):
-        call(monkeypatch, train_pretrain, *words, "--boundaries", tmp_path)
+        call(train_pretrain, *words, "--boundaries", tmp_path)
     assert not (tmp_path / "run").exists()
 
 
