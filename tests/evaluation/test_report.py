@@ -283,7 +283,7 @@ def test_compat_is_stamped_everywhere(tmp_path, capsys):
     stamp = "published deviations on: fake_pixel, mix_logits, no_shuffle, select_on_test"  # "diffboost" to train_seg.py
     assert f'<p class="stamp">{stamp}</p>' in page and stamp in capsys.readouterr().out
     pixels = np.asarray(Image.open(tmp_path / "figures" / "paired.png").convert("RGB")).astype(int)
-    assert (np.abs(pixels - (0xB0, 0, 0)).sum(-1) < 60).any()  # red, as in figures.STAMP
+    assert (np.abs(pixels - (0xB0, 0, 0)).sum(-1) < 60).any()  # red
 
 
 def test_the_generators_deviations_are_stamped_too(tmp_path):

@@ -27,15 +27,12 @@ FINETUNE = ["--data", "nowhere", "--out", "run", "--model", "nowhere", "--hed", 
 @pytest.mark.parametrize(
     ("module", "words", "message"),
     [
-        (train_pretrain, ["--device", "cuda"], "--device cuda: cannot be used here"),
         (train_pretrain, ["--unet-steps", "20"], r"run/unet: warmup must be from 0 to steps - 1"),
         (train_pretrain, ["--accumulate", "3"], r"run/unet: batch must be a multiple of accumulate x processes = 3"),
         (train_pretrain, ["--vae-steps", "0"], r"--vae-steps: is 0, and no weights are given; give steps, or --weights"),
         (train_pretrain, ["--preset", "paper", "--device", "cpu"], r"--hed-steps: is 0, .* or --hed"),
-        (train_pretrain, ["--caption-dropout", "1.5"], "--caption-dropout: is 1.5; give at least 0 and at most 1"),
         (train_finetune, ["--device", "cuda"], "--device cuda: cannot be used here"),
         (train_finetune, ["--crop", "1.2,1.05"], "--crop: is 1.2,1.05; give the smaller share, then the larger"),
-        (train_finetune, ["--crop", "0,1"], "--crop: is 0.0; give more than 0"),
         (train_finetune, ["--degrees", "200"], "--degrees: is 200.0; give at least 0 and at most 180"),
     ],
 )
@@ -53,16 +50,16 @@ def stage_1(tmp_path_factory):
     return ["--data", folder / "radiology_ai", "--boundaries", folder / "boundaries"]
 
 
-def test_stage_1_refuses_a_size_before_it_writes(stage_1, tmp_path):
-    with pytest.raises(InputError, match=r"--size: is 60; give a multiple of 8"):
-        call(train_pretrain, *stage_1, "--out", tmp_path / "run", "--size", "60")
-    assert not (tmp_path / "run").exists()
-
-
-def test_stage_1_refuses_a_missing_boundary_before_it_writes(stage_1, tmp_path):
-    words = [*stage_1[:2], "--out", tmp_path / "run", "--size", "32"]
-    with pytest.raises(InputError, match="png: is missing; --boundaries needs one picture for each image of --data"):
-        call(train_pretrain, *words, "--boundaries", tmp_path)
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--size", "60"], r"--size: is 60; give a multiple of 8"),
+        (["--boundaries", ROOT], "png: is missing; --boundaries needs one picture for each image of --data"),
+    ],
+)
+def test_stage_1_refuses_before_it_writes(stage_1, tmp_path, words, message):
+    with pytest.raises(InputError, match=message):
+        call(train_pretrain, *stage_1, "--out", tmp_path / "run", *words)
     assert not (tmp_path / "run").exists()
 
 
