@@ -1,8 +1,4 @@
-"""The report of the comparison: table on the screen, per_case.csv, summary.json, figures/ and one page, report.html.
-
-Two families of tests, each with Holm's correction: the arms with generated images against the baseline and against the
-classical arm whose augmentation they share (ours+deepstack: deepstack), and every other arm against the latter.
-"""
+"""The report of the comparison: table on the screen, per_case.csv, summary.json, figures/ and one page, report.html."""
 
 import json
 from dataclasses import asdict, replace
@@ -55,7 +51,10 @@ def find_deviations(settings) -> list[str]:
 
 
 def compute(rows, cases) -> dict:
-    """Return all numbers of the report; its conclusion is about the arms with generated images."""
+    """Return all numbers of the report; its conclusion is about the arms with generated images.
+
+    Two families of tests, each with Holm's correction: these arms against the baseline and their references; the others.
+    """
     names, seeds, table = tabulate(rows)
     arms = {}
     for arm, values in table.items():

@@ -160,8 +160,10 @@ def add_flag(group, f, kind):
     elif f.metadata["nargs"]:
         group.add_argument(flag_of(f.name), nargs=f.metadata["nargs"], metavar="TEXT", **words)
     else:
-        several = {"action": "extend"} if get_origin(kind) is tuple else {}  # given twice: both
-        group.add_argument(flag_of(f.name), type=lambda text: to_value(text, kind), metavar=type_name(kind), **several, **words)
+        ending = "|none" if NoneType in get_args(kind) else ",..." if get_origin(kind) is tuple else ""
+        words |= {"action": "extend"} if get_origin(kind) is tuple else {}  # given twice: both
+        name = name_type(get_args(kind)[0] if ending else kind) + ending
+        group.add_argument(flag_of(f.name), type=lambda text: to_value(text, kind), metavar=name, **words)
 
 
 def to_value(text, kind):
@@ -176,18 +178,13 @@ def to_value(text, kind):
         if (kind is float and not math.isfinite(value)) or (kind is Path and not text):
             raise ValueError
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {type_name(kind)}") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not {name_type(kind)}") from error
     return value
 
 
-def type_name(kind):
-    """Return a type as --help shows it."""
-    options = get_args(kind)
-    if NoneType in options:
-        return f"{type_name(options[0])}|none"
-    if get_origin(kind) is tuple:
-        return f"{type_name(options[0])},..."
-    return "|".join(options) or kind.__name__.lower()
+def name_type(kind):
+    """Return a type as --help shows it: "float", or the options of a Literal."""
+    return "|".join(get_args(kind)) or kind.__name__.lower()
 
 
 def expand_sweep(settings, names):
