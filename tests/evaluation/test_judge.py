@@ -1,5 +1,6 @@
 """The judge: each generated image is looked at by the network that did not learn its case; the worst are left out."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import nn
 
 from emit.data.cases import Case
 from emit.errors import InputError
+from emit.evaluation.folds import Fold
 from emit.evaluation.judge import keep_best, score_label
 
 CASES = [
@@ -30,9 +32,6 @@ class Bright(nn.Module):
 class Images:
     """Of case i an image of i / 10 everywhere, all lesion; and of the last a black one, whose label is not there."""
 
-    def __init__(self):
-        self.scores = None
-
     def pairs(self):
         levels = [(case.id, i / 10) for i, case in enumerate(CASES)] + [("c7", -1.0)]
         return [(name, torch.full((1, 1, 4, 4), level), np.ones((4, 4), np.uint8)) for name, level in levels]
@@ -50,16 +49,13 @@ def judged(tmp_path):
         learned.append((arm.augmentation, [case.id for case in fold.training], folder, seed))
         return Bright(0.5 * int(fold.training[0].group[-1]) % 1).eval()
 
-    fold = SimpleNamespace(number=3, training=CASES, labelled=SimpleNamespace(classes=("background", "lesion")), generated=Images())
+    fold = Fold(3, None, CASES, [], {}, Images())
     settings = SimpleNamespace(out=tmp_path, seed=0, size=4, keep_best=0.7)
     return fold, settings, train, learned
 
 
-def test_no_image_is_judged_by_who_learned_its_case(judged, monkeypatch):
+def test_no_image_is_judged_by_who_learned_its_case(judged):
     fold, settings, train, learned = judged
-    monkeypatch.setattr(
-        "emit.evaluation.judge.replace", lambda fold, training: SimpleNamespace(**vars(fold) | {"training": training})
-    )
     sentence = keep_best(fold, settings, train)
     names = [names for _, names, *_ in learned]
     assert names == [["c0", "c1", "c4", "c5"], ["c2", "c3", "c6", "c7"]]  # whole groups, every second
@@ -80,6 +76,5 @@ def test_a_class_that_is_nowhere_does_not_count():
 
 def test_one_group_cannot_be_judged(judged):
     fold, settings, train, _ = judged
-    fold.training = CASES[:2]
     with pytest.raises(InputError, match="--keep-best: fold 3 has one group"):
-        keep_best(fold, settings, train)
+        keep_best(replace(fold, training=CASES[:2]), settings, train)

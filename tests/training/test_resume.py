@@ -23,11 +23,8 @@ class Stop(Exception):
 class Points:
     """Sample i is a point of the plane, moved by a draw."""
 
-    def __init__(self, samples=7):
-        self.samples = samples
-
     def __len__(self):
-        return self.samples
+        return 7
 
     def batch(self, indices, rng):
         angle = torch.tensor(indices, dtype=torch.float32)[:, None]
@@ -122,7 +119,6 @@ class Counted(Points):
     """Points that count what was read."""
 
     def __init__(self):
-        super().__init__()
         self.hashes = torch.zeros(7, dtype=torch.int64)
 
     def batch(self, indices, rng):
