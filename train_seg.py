@@ -215,9 +215,8 @@ def run_comparison(settings, sets, folds):
 
 def main():
     """Compare the arms, once for each value of a sweep."""
-    distributed.refuse_several("train_seg.py")
     settings = parse(Settings, inherit=inherit_set)
-    settings = replace(settings, device=str(distributed.start(settings.device)))
+    settings = replace(settings, device=str(distributed.start(settings.device, alone=True)))
     swept, runs = plan_runs(settings)
     sets = {value: open_sets(run, open_labelled(run)) for value, run in runs.items()}
     if len({tuple(found[""].splits) for found in sets.values()}) > 1:

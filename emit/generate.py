@@ -232,13 +232,12 @@ def main():
     settings = parse(Settings)
     settings = replace(settings, spacing=settings.spacing or SAMPLERS[settings.method].spacing)
     read_compat(settings.compat, "emit.generate"), read_weight(settings.phrases)  # refused before anything is read
-    distributed.refuse_several("emit.generate")
     runs = expand_sweep(settings, ("guidance", "strength"))
     if read_description(settings.finetuned / DATASET)[1]["hint"] is None:
         raise errors.InputError(f"{settings.finetuned / DATASET}: is not of stage 2; give its run folder")
     labelled = open_set(settings.finetuned, settings.data)
     folds, tissue = choose_folds(settings.fold, labelled.splits), open_tissue(settings, labelled)
-    device = distributed.start(settings.device)
+    device = distributed.start(settings.device, alone=True)
     hed, hed_header = load_hed(settings.hed)
     files = {f"fold{fold}": settings.finetuned / f"fold{fold}" / "controlnet.safetensors" for fold in folds}
     found = [checkpoints.read(controlnet) for controlnet in files.values()]  # all can be, before anything is written

@@ -167,12 +167,11 @@ def segment(network, slices, about, out) -> list[dict]:
 def main():
     """Segment everything in --data."""
     settings = parse(Settings)
-    distributed.refuse_several("emit.predict")
     if len(settings.spacing) not in (0, 2):
         raise InputError(f"--spacing: is {show(settings.spacing)}; give two numbers in mm, for rows and columns")
     if settings.out.is_dir() and any(settings.out.iterdir()) and not settings.resume:
         raise InputError(f"{settings.out}: is not empty; go on with --resume or choose another folder")
-    device, given = distributed.start(settings.device), settings.segmenter
+    device, given = distributed.start(settings.device, alone=True), settings.segmenter
     paths = sorted(given.rglob("segmenter.safetensors")) if given.is_dir() else [given]
     if not paths:
         raise InputError(f"{given}: holds no segmenter.safetensors; give a file or a folder of train_seg.py")

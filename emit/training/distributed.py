@@ -10,12 +10,15 @@ from torch.nn.parallel import DistributedDataParallel
 from emit.errors import InputError
 
 
-def start(device="auto"):
+def start(device="auto", alone=False):
     """Return this process's torch.device; join the group when torchrun started several (gloo on CPU, nccl on GPU).
 
     device: "auto" (cuda, else mps, else cpu), "cpu", "cuda", "cuda:1" or "mps". Under torchrun "cuda" is one GPU per process.
+    alone: refuse torchrun, for a program whose processes would all do the same work and write the same files.
     """
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if several and alone:
+        raise InputError("torchrun: this program cannot share its work yet; start it as one process")
     if device == "auto":
         mps = torch.backends.mps.is_available() and not several  # gloo has no tensors there
         device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
@@ -34,12 +37,6 @@ def start(device="auto"):
         backend, gpu = ("nccl", device) if device.type == "cuda" else ("gloo", None)
         dist.init_process_group(backend, timeout=timedelta(hours=2), device_id=gpu)  # rank 0 may be drawing samples
     return device
-
-
-def refuse_several(program):
-    """Refuse torchrun for a program whose processes would all do the same work and write the same files."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise InputError(f"{program}: cannot share its work yet; start it as one process, without torchrun")
 
 
 def stop():
