@@ -91,28 +91,18 @@ def setting(part, name, value):
     return lambda header: header["config"][part].update({name: value})
 
 
-BAD_HEADERS = {  # one fault each, and words of the message
-    "no list": (lambda h: h.update(ancestry={}), "its header is damaged"),
+BAD_HEADERS = {  # one fault each, and words of the message; every value of another kind: tests/reliability/test_bad_inputs.py
     "no format": (lambda h: h.pop("format"), "written before formats had numbers, .*; write the file anew"),
     "format": (lambda h: h.update(format=1), "written in format 1, this version reads format 2; write the file anew"),
-    "config": (lambda h: h.update(config=3), "its header is damaged"),
     "prediction": (lambda h: h["config"].update(prediction="x0"), "its header says x0; give a file that says eps or v"),
     "size missing": (lambda h: h["config"]["vae"].pop("scale"), "vae has no valid sizes: no scale;"),
     "size unknown": (setting("vae", "depth", 3), "vae has no valid sizes: .*'depth'"),
-    "width below 0": (setting("vae", "channels", -8), "vae has no valid sizes"),
-    "half a width": (setting("vae", "channels", 8.5), "vae has no valid sizes"),
     "text": (setting("vae", "channel_mult", "122"), "vae has no valid sizes"),
-    "number for a list": (setting("vae", "channel_mult", 1), "vae has no valid sizes"),
-    "list for a number": (setting("vae", "groups", [4]), "vae has no valid sizes"),
-    "nothing": (setting("vae", "groups", None), "vae has no valid sizes"),
     "a million layers": (lambda h: h["config"]["vae"].update(num_res_blocks=10**6), "vae has no valid sizes: num_res_blocks is"),
-    "a thousand levels": (setting("vae", "channel_mult", [1] * 1000), "vae has no valid sizes: channel_mult is"),
-    "an entry of text": (lambda h: h.update(ancestry=["x"]), "its header is damaged"),
     "other sizes": (setting("vae", "channels", 16), "vae does not fit: .*size mismatch"),
 }
 BAD_HEADERS |= {
-    f"scale {scale}": (setting("vae", "scale", scale), "vae has no valid sizes")
-    for scale in (0, -0.5, float("nan"), float("inf"), "big", None)
+    f"scale {scale}": (setting("vae", "scale", scale), "vae has no valid sizes") for scale in (0, float("nan"), float("inf"))
 }
 
 

@@ -157,10 +157,6 @@ def test_a_run_that_has_begun_keeps_its_settings(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"config.json: --processes was 1 and is now 2"):
         save_config(tmp_path, replace(first, lr=2.0), {}, "x", CASES)
     assert (tmp_path / "config.json").read_bytes() == before
-    for content in (b"", before[:50], b"[]", b"{}", b"\xff"):
-        (tmp_path / "config.json").write_bytes(content)
-        with pytest.raises(InputError, match=r"config.json: (is damaged|cannot be read) .*; copy it from where it was written"):
-            save_config(tmp_path, first, {}, "x", CASES)
     (tmp_path / "config.json").unlink()
     with pytest.raises(InputError, match=r"config.json: cannot be read .No such file or directory.; copy it"):
         save_config(tmp_path, first, {}, "x", CASES)
