@@ -298,7 +298,7 @@ MUTANTS = [
     (READER, 'header.get("format") != configs', 'header.get("format", 2) != configs', BAD),
     (READER, "if entry not in ancestry[:n]", "if True", DESCENT),
     (READER, "if KEYS.get(part) in stated:", "if False:", BAD),
-    (READER, "not 0 < sizes.scale < math.inf", "not 0 < sizes.scale", BAD),
+    (READER, "part == \"vae\" and not sizes.scale", "False", BAD),
     (SIZES, "    if missing:\n", "    if not values:\n", BAD),
     (CONFIGS, "same = len(set(heads)) == 1", "same = True", TRIPS),
     (CONFIGS, '"pad_token": end if pad else padding', '"pad_token": end', TRIPS),

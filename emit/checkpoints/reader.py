@@ -1,7 +1,6 @@
 """Read public and own files and folders, strictly: every tensor is used or named as dropped, every parameter filled."""
 
 import json
-import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from textwrap import shorten
@@ -133,7 +132,7 @@ def match(path, part, naming, tensors, stated=(), beside=()):
             sizes = stated_sizes(part, stated[KEYS[part]])
         else:
             sizes = check_sizes(configs.read_config(part, beside)) if beside else public_sizes(part, tensors)
-        if part == "vae" and not 0 < sizes.scale < math.inf:
+        if part == "vae" and not sizes.scale:
             raise ValueError(f"scale is {sizes.scale}")
         tensors = from_diffusers(part, sizes, tensors) if naming == "diffusers" else tensors
         empty = network(part, sizes)
