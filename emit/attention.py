@@ -1,10 +1,7 @@
 """Where the UNet looked while it drew: a map for each word of the prompt, from the cross-attention of all its transformers.
 
-    with watch(model.unet, model.contexts([prompt])) as looked:
-        image = model.generate([prompt], hint, [seed], (height, width))
-    maps = word_maps(looked, prompt, (height, width))  # [("liver", (H, W)), ...]
-
-The layers run as always; what they attended to is computed once more beside them, so the picture is the same.
+The layers run as always; what they attended to is computed once more beside them, so the picture is the same. `emit.sample`
+shows the order of the calls: `watch` while the picture is drawn, then `word_maps` and `save_maps`.
 """
 
 import math

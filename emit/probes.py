@@ -2,6 +2,7 @@
 
 import torch
 
+from emit.diffusion.objective import loss_by_quartile
 from emit.evaluation.figures import costing_nothing, save_rows
 from emit.model import to_grey
 from emit.seeds import generator, seed_from
@@ -20,9 +21,10 @@ def choose_fixed(prompts, seed, count=32):
 
 @torch.no_grad()
 def condition_losses(model, z_0, prompts, wrong, hint, rng):
-    """Return the mean loss with the true, a zero and another case's hint, and with a wrong and the empty prompt.
+    """Return the mean loss with the true, a zero and another case's hint, and with a wrong and the empty prompt, and `find_faults`.
 
-    A condition that is used makes the loss with the true one the smallest. Same noise and timesteps for all.
+    A condition that is used makes the loss with the true one the smallest. Same noise and timesteps for all. hint_gain_q1 to
+    _q4: loss with a zero hint less that with the true one, by quarter of the timesteps.
     """
     t, eps = model.draw(z_0, rng)
     asked = {
@@ -33,7 +35,31 @@ def condition_losses(model, z_0, prompts, wrong, hint, rng):
         "prompt_empty": ([""] * len(prompts), hint),
     }
     asked = {name: conditions for name, conditions in asked.items() if conditions[0] is not None}
-    return {name: model.losses(z_0, t, eps, *conditions).mean().item() for name, conditions in asked.items()}
+    losses = {name: model.losses(z_0, t, eps, *conditions) for name, conditions in asked.items()}  # (B,) each
+    means = {name: loss.mean().item() for name, loss in losses.items()}
+    gains = loss_by_quartile(losses["hint_zero"] - losses["hint_true"], t, model.schedule.T)
+    return means | {f"hint_gain_{quarter}": gain for quarter, gain in gains.items()}, find_faults(losses)
+
+
+def find_faults(losses):
+    """Name a hint that is cut and a text encoder that answers one constant, from each case's losses {condition: (B,)}.
+
+    Equal within noise [choice]: the mean of the paired differences is at most two standard errors, or a thousandth of the loss.
+    """
+    true, count = losses["hint_true"], len(losses["hint_true"])
+
+    def is_equal(name):
+        difference = losses[name] - true
+        error = difference.std(correction=0) / max(1, count - 1) ** 0.5
+        return difference.mean().abs() <= max(2 * error, true.mean() / 1000)
+
+    faults = {
+        "the hint is cut: with the true and a zero hint": is_equal("hint_zero"),
+        "the text encoder answers one constant, or nothing listens to it: whatever the prompt": all(
+            is_equal(name) for name in losses if name.startswith("prompt")
+        ),
+    }
+    return [f"{fault}, the loss is the same within noise" for fault, found in faults.items() if found]
 
 
 def save_samples(model, pictures, hints, path, seed, text_alone=2):

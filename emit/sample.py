@@ -62,7 +62,7 @@ class Settings(SamplingSettings):
         (0,), "[choice] any numbers", help="one picture of each prompt for each", low=0, high=2**64 - 1
     )
     size: str | None = setting(None, "[choice] the condition's", help="WIDTHxHEIGHT in pixels")
-    attention: bool = setting(False, "[choice] twice the time", help="also draw where the UNet looked for each word")
+    attention: bool = setting(False, "[choice] an eighth more time", help="also draw where the UNet looked for each word")
     like: Literal["sd15"] | None = setting(None, "[choice] none", help="the values of Stable Diffusion 1.5's folder")
     again: Path | None = setting(None, "[choice] none", help="a PNG of this program: make it once more")
 
