@@ -20,48 +20,39 @@ DEPTHS = {"model": 0, "hed": 0, "controlnet": 1, "manifest": 1, "segmenter": 2} 
 
 def describe_lineage(path: Path) -> str:
     """Return Markdown: a section for the file, and one for each file that it came from, as far as they are found."""
-    lines, waiting, known = [f"# Model card: {path.name}", ""], [path], set()
+    sections, waiting, known = [f"# Model card: {path.name}"], [path], set()
     while waiting:
         path = waiting.pop(0)
         digest, header = sha256(path), read_header(path)
         if digest in known:
             continue
-        ancestry = header.get("ancestry", [])
+        ancestry = header.pop("ancestry", [])
         run, config = find_run(path) if ancestry else (None, {})  # public files have no run
-        lines += [f"## {path.name}", "", f"- file: {path}, SHA-256 {digest}"]
-        lines += [f"- pictures in {one['stage']}: {one['cases']:,}, list {one['hashes']}" for one in ancestry]
-        lines += [] if ancestry else ["- pictures: unknown"]
-        lines += [f"- {name}: {json.dumps(header[name])}" for name in sorted(header.keys() - {"ancestry", "format"})]
-        lines += [
-            f"- run: {run or 'unknown'}",
-            f"- code, at the last start: {json.dumps(config['code']) if 'code' in config else 'unknown'}",
+        code = json.dumps(config["code"]) if "code" in config else "unknown"
+        settings = ", ".join(f"{name} {show(value)}" for name, value in config.get("settings", {}).items()) or "unknown"
+        lines = [f"## {path.name}", "", f"- file: {path}, SHA-256 {digest}"]
+        lines += [f"- pictures in {one['stage']}: {one['cases']:,}, list {one['hashes']}" for one in ancestry] or [
+            "- pictures: unknown"
         ]
-        settings = ", ".join(f"{name} {show(value)}" for name, value in config.get("settings", {}).items())
-        lines += [f"- settings: {'as above' if run in known else settings or 'unknown'}"]
-        told, parents = look_up(run, config.get("inputs", {}), ancestry)
-        lines += [*told, ""]
-        waiting += parents
+        lines += [f"- {name}: {json.dumps(header[name])}" for name in sorted(header)]
+        lines += [f"- run: {run or 'unknown'}", f"- code, at the last start: {code}"]
+        lines += [f"- settings: {'as above' if run in known else settings}"]
+        for name, given in config.get("inputs", {}).items():
+            found = find_input(run, given) if name != "data" else None  # the SHA-256 of "data" is that of names
+            parent = found and found.is_file() and all(one in ancestry for one in read_header(found).get("ancestry", []))
+            waiting += [found] if parent else []
+            end = "" if found or name == "data" else "; not found as it was, so what made it is unknown"
+            kind = "parent" if parent else "input"
+            lines += [f"- {kind} {name}: {given.get('path')}, SHA-256 {given.get('sha256')}{end}"]
+        sections += ["\n".join(lines)]
         known |= {digest, run}
-    return "\n".join(lines)
-
-
-def look_up(run, inputs, ancestry):
-    """Return a line about each input of a run, and those that are parents of a file with this ancestry, where they lie now."""
-    lines, parents = [], []
-    for name, given in inputs.items():
-        found, kind = find_input(run, given) if name != "data" else None, "input"
-        if found and found.is_file() and all(one in ancestry for one in read_header(found).get("ancestry", [])):
-            parents.append(found)
-            kind = "parent"
-        end = "" if found or name == "data" else "; not found as it was, so what made it is unknown"
-        lines.append(f"- {kind} {name}: {given.get('path')}, SHA-256 {given.get('sha256')}{end}")
-    return lines, parents
+    return "\n\n".join(sections) + "\n"
 
 
 def read_header(path):
     """Return our header of a file or diffusers folder, {} where it has none; a manifest's is the ledger.json beside it."""
     if path.name == "manifest.jsonl":
-        return read_json(path.with_name("ledger.json"), {"ancestry": ANCESTRY})
+        return {"ancestry": read_json(path.with_name("ledger.json"), {"ancestry": ANCESTRY})["ancestry"]}
     if path.is_dir():
         return read(path).header
     return read_tensors(path)[1] if path.suffix == ".safetensors" else {}
@@ -77,7 +68,7 @@ def find_run(path):
 
 
 def find_input(run, given):
-    """Return where an input of a run lies now, None where nothing there has its SHA-256; that of "data" is of names alone."""
+    """Return where an input of a run lies now, None where nothing there has its SHA-256."""
     stated = Path(given.get("path", ""))
     places = [stated, *(run.parents[1].joinpath(*stated.parts[-depth:]) for depth in (2, 3))]
     return next((place for place in places if place.exists() and sha256(place) == given.get("sha256")), None)

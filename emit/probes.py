@@ -46,20 +46,18 @@ def find_faults(losses):
 
     Equal within noise [choice]: the mean of the paired differences is at most two standard errors, or a thousandth of the loss.
     """
-    true, count = losses["hint_true"], len(losses["hint_true"])
-
-    def is_equal(name):
-        difference = losses[name] - true
-        error = difference.std(correction=0) / max(1, count - 1) ** 0.5
-        return difference.mean().abs() <= max(2 * error, true.mean() / 1000)
-
-    faults = {
-        "the hint is cut: with the true and a zero hint": is_equal("hint_zero"),
-        "the text encoder answers one constant, or nothing listens to it: whatever the prompt": all(
-            is_equal(name) for name in losses if name.startswith("prompt")
-        ),
-    }
-    return [f"{fault}, the loss is the same within noise" for fault, found in faults.items() if found]
+    true, equal, faults = losses["hint_true"], [], []
+    for name, loss in losses.items():
+        difference = loss - true
+        error = difference.std(correction=0) / max(1, len(true) - 1) ** 0.5
+        if difference.mean().abs() <= max(2 * error, true.mean() / 1000):
+            equal.append(name)
+    if "hint_zero" in equal:
+        faults.append("the hint is cut: with the true and a zero hint, the loss is the same within noise")
+    if all(name in equal for name in losses if name.startswith("prompt")):
+        words = "the text encoder answers one constant, or nothing listens to it"
+        faults.append(f"{words}: whatever the prompt, the loss is the same within noise")
+    return faults
 
 
 def save_samples(model, pictures, hints, path, seed, text_alone=2):

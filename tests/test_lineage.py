@@ -68,7 +68,7 @@ def test_the_chain_of_an_image_goes_back_to_the_public_weights(runs):
     assert any(line.startswith(f'- code, at the last start: {{"version": "{__version__}", "commit": ') for line in model)
     config = json.loads((runs / "pre" / "config.json").read_text())
     assert f"- input data: trees, SHA-256 {config['inputs']['data']['sha256']}" in model
-    unknown = ["- pictures: unknown", "- run: unknown", "- code, at the last start: unknown", "- settings: unknown"]
+    unknown = ["- pictures: unknown", "- format: 2", "- run: unknown", "- code, at the last start: unknown", "- settings: unknown"]
     assert public[1:] == unknown
 
 
@@ -96,7 +96,13 @@ def test_a_file_alone_is_known_by_its_header(runs, tmp_path, config):
     if config is not None:
         (tmp_path / "alone" / "config.json").write_text(config)
     ((_, lines),) = sections(describe_lineage(tmp_path / "alone" / "model.safetensors"))
-    assert [line.split(":")[1].split(",")[0] for line in lines[1:]] == [" 1", " unknown", " unknown", " unknown"]
+    assert [line.split(":")[1].split(",")[0] for line in lines[1:]] == [" 1", " 2", " unknown", " unknown", " unknown"]
+
+
+def test_a_public_file_in_a_run_folder_is_not_that_runs(runs):
+    write(runs / "pre" / "hed.safetensors", None)
+    ((_, lines),) = sections(describe_lineage(runs / "pre" / "hed.safetensors"))
+    assert lines[3] == "- run: unknown"
 
 
 def test_two_files_of_a_run_tell_its_settings_once_and_the_command_writes_a_card(runs, tmp_path, monkeypatch, capsys):
