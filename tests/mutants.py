@@ -505,8 +505,9 @@ MUTANTS = [
     ("emit/lineage.py", 'and sha256(place) == given.get("sha256")', "", "tests/test_lineage.py"),
     ("emit/lineage.py", "for depth in (2, 3)", "for depth in (2,)", "tests/test_lineage.py"),
     ("emit/lineage.py", "find_run(path) if ancestry else (None, {})", "find_run(path)", "tests/test_lineage.py"),
-    ("emit/probes.py", "true.mean() / 1000", "0 * error", "tests/test_probes.py"),
-    ("emit/probes.py", "max(2 * error", "max(3 * error", "tests/test_probes.py"),
+    ("emit/probes.py", "true.mean() / 1000", "true.mean() / 900", "tests/test_probes.py"),
+    ("emit/probes.py", "(loss - true).abs().max()", "(loss - true).mean().abs()", "tests/test_probes.py"),
+    ("emit/probes.py", "if all(name in equal", "if any(name in equal", "tests/test_probes.py"),
     ("emit/probes.py", 'losses["hint_zero"] - losses["hint_true"]',
      'losses["hint_true"] - losses["hint_zero"]', "tests/test_probes.py"),
 ]
