@@ -57,7 +57,7 @@ class Settings(RunSettings):
 
 
 def train_fold(model, hed, cases, classes, settings, folder):
-    """Fine-tune the model's ControlNet on the cases; return pictures, hints, and losses with right and wrong conditions."""
+    """Fine-tune the model's ControlNet on the cases; return pictures, hints, and losses and faults of `condition_losses`."""
     pictures = TrainingImages(cases, settings.size, settings.hed_size)
     edges = Memo(lambda view: find_edges(hed, view, size=settings.size))
     model.requires_grad_(False)
@@ -78,7 +78,7 @@ def train_fold(model, hed, cases, classes, settings, folder):
         return posterior.sample(torch.randn(posterior.mean.shape, generator=rng).to(run.device)), hint
 
     def probe():
-        """Return the losses with right and wrong conditions, always of the same cases, warps, noise and timesteps."""
+        """Return losses and faults of `condition_losses`, always of the same cases, warps, noise and timesteps."""
         fixed, wrong = choose_fixed([case.prompt for case in cases], settings.seed)
         batch = pictures.batch(fixed)
         z_0, hint = condition(batch, generator(settings.seed, "probe"))
@@ -90,14 +90,14 @@ def train_fold(model, hed, cases, classes, settings, folder):
         t, eps = model.draw(z_0, run.rng)
         with run.autocast():
             loss = model.losses(z_0, t, eps, prompts, hint)
-        probes = probe() if run.due(settings.probe_every) else {}
+        probes, _ = probe() if run.due(settings.probe_every) else ({}, [])
         run.update(loss.mean(), **loss_by_quartile(loss.detach(), t, model.schedule.T), **probes)
     run.finish()
 
     def hints(batch):
         return make_hint(settings.hint, batch.mask, edges(batch.indices, batch.view), len(classes))
 
-    return pictures, hints, probe()
+    return pictures, hints, *probe()
 
 
 def main():
@@ -135,13 +135,15 @@ def main():
             if all((folder / name).exists() for name in ("controlnet.safetensors", "samples.png")):  # what a fold ends with
                 return
             model.controlnet.load_state_dict(start)
-            pictures, hints, losses = train_fold(model, hed, cases, labelled.classes, settings, folder)
+            pictures, hints, losses, faults = train_fold(model, hed, cases, labelled.classes, settings, folder)
             seen = ancestry.add(f"fine-tuning, fold {fold}", pictures.hashes)
             if distributed.rank() == 0:
                 with claim(settings.out, wait=True):
                     seen.write(settings.out)
                 model.save(folder / "controlnet.safetensors", seen.header | {"losses": losses}, ["controlnet"])
                 print(f"{folder}: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
+                for fault in faults:
+                    print(f"{folder}: {fault}")
                 save_samples(model, pictures, hints, folder / "samples.png", settings.seed, text_alone=0)
 
     share(zip(folds, training, strict=True), tune)

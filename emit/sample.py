@@ -4,14 +4,16 @@
     python -m emit.sample --model MODEL --controlnet CONTROLNET --hed HED --picture IMAGE --prompt "..." --out pictures
     python -m emit.sample --again pictures/0000_0.png --out again
 
-Writes a PNG for each prompt and seed, and sheet.png: a row per prompt, the condition and the pictures beside it. A PNG
-carries its settings and the SHA-256 of every file that was read, so that it can be made again, bit for bit on the same
-machine with the same threads. Each picture depends on its prompt and its seed alone.
+Writes a PNG for each prompt and seed, and sheet.png: a row per prompt, the condition and the pictures beside it; with
+--attention also where the UNet looked for each word. A PNG carries its settings and the SHA-256 of every file that was
+read, so that it can be made again, bit for bit on the same machine with the same threads. Each picture depends on its
+prompt and its seed alone.
 """
 
 import io
 import json
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
@@ -23,6 +25,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from emit import errors
+from emit.attention import find_words, save_maps, watch, word_maps
 from emit.data.edges import contour
 from emit.data.geometry import resize
 from emit.data.images import decode, is_coloured, read_pair, to_levels
@@ -59,6 +62,7 @@ class Settings(SamplingSettings):
         (0,), "[choice] any numbers", help="one picture of each prompt for each", low=0, high=2**64 - 1
     )
     size: str | None = setting(None, "[choice] the condition's", help="WIDTHxHEIGHT in pixels")
+    attention: bool = setting(False, "[choice] an eighth more time", help="also draw where the UNet looked for each word")
     like: Literal["sd15"] | None = setting(None, "[choice] none", help="the values of Stable Diffusion 1.5's folder")
     again: Path | None = setting(None, "[choice] none", help="a PNG of this program: make it once more")
 
@@ -71,6 +75,8 @@ class Settings(SamplingSettings):
         condition = self.edges or self.picture or self.mask
         if self.again is None and ((self.hed and not self.picture) or (self.controlnet and not condition)):
             raise InputError("--controlnet or --hed: would do nothing; the one needs a condition, the other --picture")
+        if self.attention and not all(map(find_words, self.prompt or ("",))):
+            raise InputError("--attention: is a map for each word, and a prompt has none; give --prompt")
         if len(set(self.seeds)) < len(self.seeds):
             raise InputError(f"--seeds: is {show(self.seeds)}; give different numbers")
 
@@ -82,7 +88,7 @@ def inherit(given):
     stated = read_about(given["again"])["settings"]
     paths = {name: Path(str(value)) for name, value in stated.items() if name in FILES and value is not None}
     lists = {name: tuple(value) for name, value in stated.items() if isinstance(value, list)}
-    free = {"out", "device", "again", "like", *(name for name in FILES if name in given)}  # moved files are compared
+    free = {"out", "device", "again", "like", "attention", *(name for name in FILES if name in given)}  # moved files are compared
     return {name: value for name, value in (stated | paths | lists).items() if name not in free}, given["again"]
 
 
@@ -202,7 +208,9 @@ def main():
     with autocast, tqdm(total=count, unit="picture") as bar:
         for row, prompt in enumerate(prompts):
             for seed in settings.seeds:
-                image = model.generate([prompt], hint, [seed], size, Sampling.read(settings), settings.negative)  # (1, 3, H, W)
+                watching = watch(model.unet, model.contexts([prompt])) if settings.attention else nullcontext()
+                with watching as looked:
+                    image = model.generate([prompt], hint, [seed], size, Sampling.read(settings), settings.negative)  # (1, 3, H, W)
                 fault = find_fault(image)
                 if fault:
                     words = "look at --guidance, --strength, --precision and the weights"
@@ -211,6 +219,9 @@ def main():
                 alone = replace(settings, prompt=(prompt,), seeds=(seed,), size=f"{size[1]}x{size[0]}", like=None, again=None)
                 about = {"settings": {f.name: to_plain(getattr(alone, f.name)) for f in fields(alone)}} | known
                 save_picture(settings.out / f"{row:04d}_{seed}.png", pixels, about)
+                if settings.attention:
+                    path = settings.out / f"{row:04d}_{seed}_attention.png"
+                    save_maps(path, to_grey(image)[0, 0].cpu(), word_maps(looked, prompt, size))
                 sheet[row].append(pixels)
                 bar.update()
     if settings.again is not None:

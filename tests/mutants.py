@@ -492,5 +492,23 @@ MUTANTS = [
     ("emit/checkpoints/safe_pickle.py", "value.nbytes > value.untyped_storage().nbytes()", "False", BAD),
     ("emit/training/loop.py", " and one.isfinite().all()", "", "tests/training/test_resume.py"),
     ("emit/training/loop.py", "() if text.endswith", "InputError if text.endswith", "tests/test_generated.py"),
+    # instruments: attention, lineage, probes
+    ("emit/attention.py", "/ math.sqrt(q.shape[-1])", "/ q.shape[-1]", "tests/test_attention.py"),
+    ("emit/attention.py", ".softmax(dim=-1)", ".softmax(dim=-2)", "tests/test_attention.py"),
+    ("emit/attention.py", "if torch.equal(given, context):", "if True:", "tests/test_attention.py"),
+    ("emit/attention.py", "hook.remove()", "pass", "tests/test_attention.py"),
+    ("emit/attention.py", "range(start + 1, end + 1)", "range(start, end)", "tests/test_attention.py"),
+    ("emit/attention.py", "pixels * height / width", "pixels * width / height", "tests/test_attention.py"),
+    ("emit/attention.py", "total / total.sum(dim=0)", "total / len(looked)", "tests/test_attention.py"),
+    ("emit/sample.py", '"like", "attention", *(name', '"like", *(name', "tests/test_sample.py"),
+    ("emit/lineage.py", "all(one in ancestry for one", "all(one or ancestry for one", "tests/test_lineage.py"),
+    ("emit/lineage.py", 'and sha256(place) == given.get("sha256")', "", "tests/test_lineage.py"),
+    ("emit/lineage.py", "for depth in (2, 3)", "for depth in (2,)", "tests/test_lineage.py"),
+    ("emit/lineage.py", "find_run(path) if ancestry else (None, {})", "find_run(path)", "tests/test_lineage.py"),
+    ("emit/probes.py", "true.mean() / 1000", "true.mean() / 900", "tests/test_probes.py"),
+    ("emit/probes.py", "(loss - true).abs().max()", "(loss - true).mean().abs()", "tests/test_probes.py"),
+    ("emit/probes.py", "if all(name in equal", "if any(name in equal", "tests/test_probes.py"),
+    ("emit/probes.py", 'losses["hint_zero"] - losses["hint_true"]',
+     'losses["hint_true"] - losses["hint_zero"]', "tests/test_probes.py"),
 ]
 # fmt: on

@@ -282,7 +282,7 @@ def test_stage_2_warps_image_edge_and_mask_together(model, fine_tune, hint, warp
 
 
 def test_stage_2_probes_fixed_cases_with_the_average_it_keeps(model, fine_tune, tmp_path):
-    (pictures, hints, losses), steps, probes = fine_tune(hint="hed", vary=0.5, probe_every=4)
+    (pictures, hints, losses, _), steps, probes = fine_tune(hint="hed", vary=0.5, probe_every=4)
     check_average(tmp_path / "fold0", {"controlnet": model.controlnet})
     names = ("hint_true", "hint_zero", "hint_other", "prompt_wrong", "prompt_empty")
     assert len(steps) == 8 and len(probes) == 15  # after 4 steps, after 8, and at the end
@@ -297,7 +297,9 @@ def test_stage_2_probes_fixed_cases_with_the_average_it_keeps(model, fine_tune, 
     shown = true.z_0.mean(1, keepdim=True) / SCALE
     assert torch.allclose(true.hint[:, :1, ::4, ::4], (shown + 1) / 2, atol=0.02)  # eight deviations of the noise
     assert not zero.hint.any() and torch.equal(other.hint, true.hint.roll(1, 0))
-    assert losses == dict(zip(names, (probe.loss.mean().item() for probe in probes[10:]), strict=True))
+    assert {name: losses[name] for name in names} == {
+        name: probe.loss.mean().item() for name, probe in zip(names, probes[10:], strict=True)
+    }
     assert {probe.weights for probe in probes[10:]} == {weigh(model)} != {probe.weights for probe in probes[5:10]}
     logged = np.mean([probes[at].loss.mean().item() for at in (0, 5)])
     assert read_log(tmp_path / "fold0")["hint_true"] == pytest.approx(logged, rel=1e-6)

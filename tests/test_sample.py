@@ -62,9 +62,10 @@ def test_a_picture_is_made_again_from_its_own_file(files, tmp_path, monkeypatch,
     for name in ("model", "control", "edges"):  # moved files are found by flags, and known by their content
         file = next(files.glob(f"{name}.*"))
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    words = ["--again", tmp_path / "first" / "0000_3.png", "--edges", tmp_path / "edges.png"]
+    words = ["--again", tmp_path / "first" / "0000_3.png", "--edges", tmp_path / "edges.png", "--attention"]
     again = draw(monkeypatch, tmp_path, tmp_path / "again", *words)
     assert np.array_equal(again, drawn) and "the same pixels" in capsys.readouterr().out
+    assert np.asarray(Image.open(tmp_path / "again" / "0000_3_attention.png")).shape[1] > 500  # the picture and four words
     (tmp_path / "edges.png").write_bytes((files / "mask.png").read_bytes())
     with pytest.raises(InputError, match=r"edges.png: is not the file that .*0000_3.png was made from"):
         draw(monkeypatch, tmp_path, tmp_path / "other", *words)
@@ -102,6 +103,7 @@ def test_like_sd15_leaves_what_a_flag_says():
         (["--again", "mask.png"], "mask.png: is no picture of emit.sample"),
         (["--size", "16x16", "--controlnet", "control.safetensors"], "--controlnet or --hed: would do nothing"),
         (["--size", "16x16", "--hed", "hed.safetensors"], "--controlnet or --hed: would do nothing"),
+        (["--size", "16x16", "--attention"], "--attention: is a map for each word, and a prompt has none; give --prompt"),
         (["--size", "16x16", "--seeds", ""], "--seeds: is empty; give at least one number"),
         (["--size", "16x16", "--seeds", "3,3"], "--seeds: is 3,3; give different numbers"),
         (["--size", "16x16", "--method", "plms", "--steps", "1000"], "--spacing: leading takes at most 999 steps"),
