@@ -157,7 +157,7 @@ def read_set(about: SetSettings, left_out: dict | None = None, skip_bad: bool = 
     if not found.classes:
         raise InputError(f"{about.data}: has no masks; give a labelled set")
     looks = examine([case for case in found.cases if case.name not in left_out], faults)
-    if not skip_bad:
+    if not (skip_bad and looks):
         faults.refuse(about.data, left_out)
     left_out = left_out | {name: line for line, name in faults.items()}
     cases, splits = split_cases([case for case in found.cases if case.id in looks], looks, about, left_out)

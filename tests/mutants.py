@@ -492,5 +492,27 @@ MUTANTS = [
     ("emit/checkpoints/safe_pickle.py", "value.nbytes > value.untyped_storage().nbytes()", "False", BAD),
     ("emit/training/loop.py", " and one.isfinite().all()", "", "tests/training/test_resume.py"),
     ("emit/training/loop.py", "() if text.endswith", "InputError if text.endswith", "tests/test_generated.py"),
+    # the check
+    *(
+        (f"emit/{name}.py", old, new, "tests/data/test_check.py")
+        for name, old, new in (
+            ("data/check", "looks |= {case.id: look(case) for case in slices}", "looks.update((c.id, look(c)) for c in slices)"),
+            ("data/check", "marked or case.volume is not None)", "marked)"),
+            ("data/check", "if first.group != other.group and other", "if other"),
+            ("data/check", "if looks[first.id].hash == looks[other.id].hash", "if False"),
+            ("data/check", '(counts and values is stored and STORED["L"] not in counts)', "False"),
+            ("data/check", "if len(bare) == len(parts):", "if False:"),
+            ("data/__main__", "sys.exit(2 if faults else 0)", "sys.exit(0)"),
+            ("errors", "error.lines or [str(error)]", "[str(error)]"),
+            ("errors", " if name not in known]", "]"),
+            ("errors", "len(error.lines) - SHOWN} more", "len(error.lines)} more"),
+            ("data/cases", "if faults is None or root in bad:", "if faults is None:"),
+            ("data/splits", "name not in left_out and ", ""),
+            ("data/splits", ' and name.rpartition("/")[0] not in left_out', ""),
+            ("dataset", "left_out = left_out | {", "left_out = {"),
+            ("dataset", "if case.name not in left_out], faults)", "], faults)"),
+            ("dataset", "if not (skip_bad and looks):", "if not skip_bad:"),
+        )
+    ),
 ]
 # fmt: on

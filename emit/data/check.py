@@ -11,6 +11,7 @@ import nibabel
 from emit.data.images import open_picture
 from emit.data.similarity import find_alike, look
 
+STORED = {"1": "1 bit", "L": "8 bits", "I;16": "16 bits", "I": "32 bits", "P": "a palette"}  # by the mode that PIL names
 MARKED = {"benign": True, "malignant": True, "normal": False}  # whether the masks of a stratum mark anything
 
 
@@ -34,7 +35,7 @@ def warn_of_files(cases, looks, classes, threshold):
             words = f"is {case.stratum or 'a volume'}, and its mask marks {'something' if marked else 'nothing'}"
             yield f"{case.path}: {words}; look which is right"
     told, patients = set(), any(case.group != case.id for case in cases)
-    todo = "give both one patient with --group, or keep one" if patients else "they count as one patient; keep one if they are one"
+    todo = "give both one patient with --group, or keep one" if patients else "keep one, or both: they count as one patient"
     for i, j in find_alike([looks[case.id] for case in cases], threshold):
         first, other = cases[i], cases[j]
         if first.group != other.group and other.name not in told:
@@ -49,20 +50,22 @@ def warn_of_differences(cases, looks):
     cubes = [case for case in files if case.volume is not None]
     masks = [path for case in cases for path in getattr(case.read, "keywords", {}).get("masks", ())]
     sizes = {case.path: looks[case.id].shape for case in files}
-    voxels = {case.path: (*case.spacing, case.thickness) for case in cubes}
+    voxels = {case.path: tuple(round(side, 3) for side in (*case.spacing, case.thickness)) for case in cubes}
     axes = {case.path: "".join(nibabel.aff2axcodes(nibabel.load(case.path).affine)) for case in cubes}
     modes = {path: open_picture(path, pixels=False).mode for path in masks}
+    stored = {path: STORED.get(mode, mode) for path, mode in modes.items()}
     properties = (
         ("size (rows, columns)", sizes, "all become squares of --size"),
-        ("voxel (mm)", voxels, "networks see pixels; resample it if much hangs on it"),
-        ("axes", axes, "all are turned alike; look at one of each kind"),
-        ("mode of a mask", modes, "if it is read wrongly, save class numbers in 8 bits"),
+        ("voxel (row, column, slice in mm)", voxels, "networks see pixels; resample it if it is far off"),
+        ("orientation", axes, "all are turned alike; look at one of each kind"),
+        ("storage of masks", stored, "they are read as class numbers; save these in 8 bits if in doubt"),
     )
     for what, values, todo in properties:
         counts = Counter(values.values())
-        if len(counts) > 1 or (values and what.endswith("mask") and "L" not in counts):
-            rare, (usual, number) = min(values, key=lambda path: counts[values[path]]), counts.most_common(1)[0]
-            yield f"{rare}: {what} is {values[rare]}, of {number} files {usual} ({len(counts)} kinds in all); {todo}"
+        if len(counts) > 1 or (counts and values is stored and STORED["L"] not in counts):
+            rare = min(values, key=lambda path: counts[values[path]])
+            kinds = ", ".join([f"{value} {number} times" for value, number in counts.most_common(3)] + ["..."] * (len(counts) > 3))
+            yield f"{rare}: {what} is {values[rare]} (in this set {kinds}); {todo}"
 
 
 def warn_of_folds(splits, looks, classes):
@@ -71,5 +74,6 @@ def warn_of_folds(splits, looks, classes):
     for number, label in enumerate(classes[1:], start=1):
         bare = [part for part, names in parts.items() if not any(number in looks[name].classes for name in names)]
         if len(bare) == len(parts):
-            bare = ["masks"]
-        yield from (f"splits: {part}: no case shows {label}; take other folds or labels" for part in bare)
+            yield f"labels: no mask shows {label}; correct the masks, or leave it out"
+        else:
+            yield from (f"splits: {part}: no case shows {label}; take fewer folds, or another seed" for part in bare)

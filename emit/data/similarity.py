@@ -57,7 +57,7 @@ def find_alike(looks, threshold):
     for j, one in enumerate(looks):
         if one.hash and first.setdefault(one.hash, j) < j:
             pairs.append((first[one.hash], j))
-    small = np.stack([one.thumbnail for one in looks]) if threshold < 1 and looks[0].thumbnail is not None else []
+    small = np.array([one.thumbnail for one in looks if threshold < 1 and one.thumbnail is not None])  # (N, SIDE * SIDE)
     for start in range(0, len(small), ROWS):
         near = np.argwhere(small[start : start + ROWS] @ small.T > threshold)
         pairs += [(start + i, j) for i, j in near if start + i < j]
