@@ -36,11 +36,10 @@ class Faults(dict):
     def refuse(self, root, known=()):
         """Raise one InputError about all of it; known: names that are left out."""
         lines = [line for line, name in self.items() if name not in known]
-        if len(lines) == 1:
-            raise InputError(lines[0])
+        if lines[1:]:
+            raise InputError(f"{root}: {len(lines)} faults (python -m emit.data check lists all), the first: {lines[0]}", lines)
         if lines:
-            number = f"{len(lines)} faults (python -m emit.data check lists all)"
-            raise InputError(f"{root}: {number}, the first: {lines[0]}", lines)
+            raise InputError(lines[0])
 
 
 class Stopped(BaseException):
