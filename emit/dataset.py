@@ -18,11 +18,12 @@ import torch
 
 from emit import errors
 from emit.data.cases import read_cases
+from emit.data.check import examine
 from emit.data.edges import HINTS
 from emit.data.images import MOST_SIDE, decode
 from emit.data.similarity import join_near_duplicates
 from emit.data.splits import make_splits, read_splits, select, write_splits
-from emit.errors import InputError
+from emit.errors import Faults, InputError
 from emit.files import read_json, write_json
 from emit.seeds import generator
 from emit.training.settings import Limited, check_values, parse, setting, show, to_plain
@@ -31,6 +32,7 @@ DATASET, SPLITS = "set.json", "splits.json"  # dataset.json is nnU-Net's
 SIDES = (None, range(1, MOST_SIDE + 1))
 RUN = {"size": SIDES, "hint": (None, Literal[*HINTS]), "hed_size": SIDES, "real_cases": (None, range(1, 2**31)), "seed": int}
 TAKEN_OVER = tuple(RUN)  # from one program to the next
+RUN |= {"left_out": (None, dict[str, str])}
 VOLUMES = ("window", "channel", "axis")  # how slices are cut, in LabelledSet.reading
 
 
@@ -61,7 +63,7 @@ class LabelledSet:
     """cases: all Cases; classes: names, background first; splits: one Split per fold; about: how it was read.
 
     Stage 2 adds: size in pixels; hint, a kind of `emit.data.edges.HINTS`; hed_size, the longer side that HED sees;
-    real_cases, how many training cases a fold keeps (None: all), drawn by seed.
+    real_cases, how many training cases a fold keeps (None: all), drawn by seed. left_out: bad cases or volumes {name: why}.
     """
 
     cases: list
@@ -73,6 +75,7 @@ class LabelledSet:
     hed_size: int | None = None
     real_cases: int | None = None
     seed: int = 0
+    left_out: dict | None = None
 
     @property
     def description(self) -> dict:
@@ -123,7 +126,7 @@ def open_set(path: Path, data: Path | None = None) -> LabelledSet:
     if data is not None:
         described = Path(data) / DATASET
         about = replace(about, data=read_description(described)[0].data if described.is_file() else Path(data))
-    return replace(read_set(replace(about, splits=Path(path) / SPLITS)), **run)
+    return replace(read_set(replace(about, splits=Path(path) / SPLITS), run["left_out"]), **run)
 
 
 def open_test(path: Path, labelled: LabelledSet, name: str) -> LabelledSet:
@@ -144,8 +147,25 @@ def open_test(path: Path, labelled: LabelledSet, name: str) -> LabelledSet:
     return replace(labelled, cases=[*labelled.cases, *own], splits=splits, about=given.about)
 
 
-def read_set(about: SetSettings) -> LabelledSet:
-    """Read and split a set."""
+def read_set(about: SetSettings, left_out: dict | None = None, skip_bad: bool = False) -> LabelledSet:
+    """Read every case of a set once, and split it. Raises one InputError about all bad ones that are not left out.
+
+    left_out: {name of a bad case or volume: why}; skip_bad: leave out all bad ones that are found.
+    """
+    faults, left_out = Faults(), left_out or {}
+    found = find_cases(about, faults)
+    if not found.classes:
+        raise InputError(f"{about.data}: has no masks; give a labelled set")
+    looks = examine([case for case in found.cases if case.name not in left_out], faults)
+    if not (skip_bad and looks):
+        faults.refuse(about.data, left_out)
+    left_out = left_out | {name: line for line, name in faults.items()}
+    cases, splits = split_cases([case for case in found.cases if case.id in looks], looks, about, left_out)
+    return LabelledSet(cases, found.classes, splits, about, left_out=left_out)
+
+
+def find_cases(about, faults):
+    """Return the CaseSet of a folder; what is wrong with single cases goes to faults."""
     window = about.window or None
     if window is not None and not (len(window) == 2 and window[0] < window[1]):
         raise InputError(f"--window: is {','.join(map(str, window))}; give the lower and the upper HU, as --window=-160,240")
@@ -154,24 +174,24 @@ def read_set(about: SetSettings) -> LabelledSet:
         raise InputError(f"--labels: {','.join(about.labels)} is not value:class,value:class, such as 1:spleen,5:liver")
     labels = {int(value) if value.isdecimal() else value: name for value, _, name in pairs}
     options = {name: getattr(about, name) for name in ("prompt", "modality", "channel", "axis", "mask_name", "group")}
-    found = read_cases(about.data, about.layout, window=window, labels=labels or None, **options)
-    if not found.classes:
-        raise InputError(f"{about.data}: has no masks; give a labelled set")
-    cases = cut_slabs(found.cases, about.slabs) if about.slabs else found.cases
+    return read_cases(about.data, about.layout, window=window, labels=labels or None, faults=faults, **options)
+
+
+def split_cases(cases, looks, about, left_out):
+    """Return the cases, grouped, and their splits."""
+    cases = cut_slabs(cases, about.slabs) if about.slabs else cases
     if all(case.group == case.id for case in cases):  # no patients known: look-alikes stand in for them
-        cases = join_near_duplicates(cases, about.duplicates)
+        cases = join_near_duplicates(cases, looks, about.duplicates)
     if about.splits is not None:
-        splits = read_splits(about.splits, cases, about.validation, about.seed)
-    else:
-        splits = make_splits(cases, about.folds, about.seed, about.validation)
-    return LabelledSet(cases, found.classes, splits, about)
+        return cases, read_splits(about.splits, cases, about.validation, about.seed, left_out)
+    return cases, make_splits(cases, about.folds, about.seed, about.validation)
 
 
 def write_set(folder: Path, labelled: LabelledSet):
     """Write set.json (how the set is read, and what later programs take over) and splits.json."""
     about = {"data": str(labelled.about.data.absolute()), **labelled.description}
     write_splits(Path(folder) / SPLITS, labelled.splits)
-    write_json(Path(folder) / DATASET, {"set": about, "run": {name: getattr(labelled, name) for name in TAKEN_OVER}}, indent=2)
+    write_json(Path(folder) / DATASET, {"set": about, "run": {name: getattr(labelled, name) for name in RUN}}, indent=2)
 
 
 def read_description(path):
@@ -179,7 +199,7 @@ def read_description(path):
     content = read_json(path, {"set": dict, "run": RUN}, "give a folder of stage 2 or of the generator, or write it anew")
     about = {name: tuple(value) if isinstance(value, list) else value for name, value in content["set"].items()}
     check_values(SetSettings, about, path, [f.name for f in fields(SetSettings) if f.name != "splits"])
-    run = {name: content["run"].get(name) for name in TAKEN_OVER}
+    run = {name: content["run"].get(name) for name in RUN}
     if run["hint"] and None in (run["size"], run["hed_size"]):
         raise InputError(f"{path}: is damaged (a hint without its size); run stage 2 anew")
     return SetSettings(**about | {"data": Path(about["data"])}), run
@@ -232,6 +252,7 @@ class Settings(SetSettings):
     """Describe a labelled set once: how it is read and split. A folder of images and masks in, set.json out."""
 
     out: Path = setting(source="[choice] your folder", help="new folder for set.json and splits.json")
+    skip_bad: bool = setting(False, "[choice] nothing unseen", help="leave out what cannot be read; later programs do so too")
 
 
 def main():
@@ -239,7 +260,9 @@ def main():
     settings = parse(Settings)
     if (settings.out / DATASET).exists():
         raise InputError(f"{settings.out / DATASET}: is there already; choose another folder")
-    labelled = read_set(settings)
+    labelled = read_set(settings, skip_bad=settings.skip_bad)
+    for line in labelled.left_out.values():
+        print(f"left out: {' '.join(line.split())}")
     write_set(settings.out, labelled)
     groups = len({case.group for case in labelled.cases})
     print(f"{settings.out}: {len(labelled.cases)} cases in {groups} groups; classes {', '.join(labelled.classes)}")

@@ -7,11 +7,39 @@ import signal
 import sys
 from pathlib import Path
 
+SHOWN = 20  # faults that are printed in front of the last line
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # Ctrl-C, and what clusters send
 
 
 class InputError(Exception):
-    """Bad input. The message is one line: "FILE: what is wrong; what to do". Scripts print it and exit with code 2."""
+    """Bad input. The message is one line: "FILE: what is wrong; what to do". Scripts print it and exit with code 2.
+
+    lines: where much is wrong, such a line about each fault; the message says how many there are, and the first.
+    """
+
+    def __init__(self, message, lines=()):
+        super().__init__(message)
+        self.lines = lines
+
+
+class Faults(dict):
+    """What is wrong, {line of an InputError: name of the case or volume}: reading goes on, and `refuse` tells all of it."""
+
+    @contextlib.contextmanager
+    def of(self, name):
+        """Note the InputError that ends what is done within this context."""
+        try:
+            yield
+        except InputError as error:
+            self.update(dict.fromkeys(error.lines or [str(error)], name))
+
+    def refuse(self, root, known=()):
+        """Raise one InputError about all of it; known: names that are left out."""
+        lines = [line for line, name in self.items() if name not in known]
+        if lines[1:]:
+            raise InputError(f"{root}: {len(lines)} faults (python -m emit.data check lists all), the first: {lines[0]}", lines)
+        if lines:
+            raise InputError(lines[0])
 
 
 class Stopped(BaseException):
@@ -61,7 +89,9 @@ def run(main, again="--resume"):
     try:
         main()
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        more = [f"and {len(error.lines) - SHOWN} more"] * (len(error.lines) > SHOWN)
+        for line in (*error.lines[:SHOWN], *more, str(error)):
+            print(f"error: {' '.join(line.split())}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:
         number = stopped.args[0]

@@ -164,8 +164,8 @@ MUTANTS = [
             ("splits", "setdefault(case.volume or case.id, [])", "setdefault(case.id, [])"),
             ("similarity", "127.5 + 0.501", "127.5"),
             ("similarity", 'f"{image.shape}".encode() + ', ""),
-            ("similarity", " if np.ptp(image) else (case.group,)", ""),
-            ("similarity", "(case.group, content_hash(image)) if", "(content_hash(image),) if"),
+            ("similarity", "content_hash(image) if np.ptp(image) else 0", "content_hash(image)"),
+            ("similarity", "    links += [(first.setdefault(case.group, i), i)", "    links += [(i, i)"),
             ("similarity", "grey.mean(dim=0)", "grey[0]"),
             ("similarity", "length > 1e-6 * scale", "length > 0"),
             ("augment", ".clamp(*_range(image))", ""),
@@ -183,8 +183,8 @@ MUTANTS = [
             ("listing", '["{}" + tail] * (head in pictures) + ', ""),
             ("listing", "if match or way is None}", "if match}"),
             ("listing", "compose(way or find_way", "(way or find_way"),
-            ("listing", "for path, own in unlike]", "for path, own in unlike[:1]]"),
-            ("listing", "for path, what, _ in faults[:10]]", "for path, what, _ in faults[:9]]"),
+            ("listing", "for mask, own in unlike}", "for mask, own in unlike[:1]}"),
+            ("../errors", "the first: {lines[0]}\", lines)", "the first: {lines[0]}\", lines[:9])"),
             ("listing", "len(texts) < len(rows):", "False:"),
             ("listing", "file.read(132)[128:]", "file.read(132)[124:128]"),
             ("listing", "sorted(os.listdir(root))}", "()}"),
@@ -510,5 +510,27 @@ MUTANTS = [
     ("emit/probes.py", "if all(name in equal", "if any(name in equal", "tests/test_probes.py"),
     ("emit/probes.py", 'losses["hint_zero"] - losses["hint_true"]',
      'losses["hint_true"] - losses["hint_zero"]', "tests/test_probes.py"),
+    # the check
+    *(
+        (f"emit/{name}.py", old, new, "tests/data/test_check.py")
+        for name, old, new in (
+            ("data/check", "looks |= {case.id: look(case) for case in slices}", "looks.update((c.id, look(c)) for c in slices)"),
+            ("data/check", "marked or case.volume is not None)", "marked)"),
+            ("data/check", "if first.group != other.group and other", "if other"),
+            ("data/check", "if looks[first.id].hash == looks[other.id].hash", "if False"),
+            ("data/check", '(counts and values is stored and STORED["L"] not in counts)', "False"),
+            ("data/check", "if len(bare) == len(parts):", "if False:"),
+            ("data/__main__", "sys.exit(2 if faults else 0)", "sys.exit(0)"),
+            ("errors", "error.lines or [str(error)]", "[str(error)]"),
+            ("errors", " if name not in known]", "]"),
+            ("errors", "len(error.lines) - SHOWN} more", "len(error.lines)} more"),
+            ("data/cases", "if faults is None or root in bad:", "if faults is None:"),
+            ("data/splits", "name not in left_out and ", ""),
+            ("data/splits", ' and name.rpartition("/")[0] not in left_out', ""),
+            ("dataset", "left_out = left_out | {", "left_out = {"),
+            ("dataset", "if case.name not in left_out], faults)", "], faults)"),
+            ("dataset", "if not (skip_bad and looks):", "if not skip_bad:"),
+        )
+    ),
 ]
 # fmt: on

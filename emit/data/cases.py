@@ -22,7 +22,7 @@ import regex
 
 from emit.data import images, listing, volumes
 from emit.data.prompts import describe
-from emit.errors import InputError
+from emit.errors import Faults, InputError
 
 MODALITIES = ("CT", "MR", "US")
 BUSI_CLASSES = ("benign", "malignant", "normal")
@@ -60,6 +60,11 @@ class Case:
         return self.read(self.path)
 
     @property
+    def name(self):
+        """What is left out whole when it is bad: the volume, or the flat picture."""
+        return self.volume or self.id
+
+    @property
     def image(self):
         return self.load()[0]
 
@@ -76,10 +81,11 @@ class CaseSet:
     classes: tuple
 
 
-def read_cases(root, layout="auto", *, prompt=None, group=None, **options):
+def read_cases(root, layout="auto", *, prompt=None, group=None, faults=None, **options):
     """List the cases under root; pictures are read when a case is loaded. None leaves an option to the layout.
 
     prompt: text for every case. group: regular expression whose first group, searched in the file name, is the patient.
+    faults: takes what is wrong with single cases, which are left out then; None: it is refused.
     options: labels, {value in the masks: class name}, equal names merge; mask_name, {} in it stands for the picture's. For
     volumes: modality ("CT", "MR"), window (HU low, high), channel, axis (0 sagittal, 1 coronal, 2 axial). Raises InputError.
     """
@@ -93,12 +99,18 @@ def read_cases(root, layout="auto", *, prompt=None, group=None, **options):
     surplus = options.keys() - inspect.signature(LAYOUTS[layout]).parameters
     if surplus:
         raise InputError(f"{root}: layout {layout} has no option {min(surplus)}; leave it out")
-    cases, classes = LAYOUTS[layout](root, **options)
-    if not cases:
+    cases, classes, found = [], (), Faults() if faults is None else faults
+    with found.of(root):
+        cases, classes = LAYOUTS[layout](root, found, **options)
+    bad = set(found.values())
+    if faults is None or root in bad:
+        found.refuse(root)
+    cases = [case for case in cases if case.name not in bad]
+    if not cases and not found:
         raise InputError(f"{root}: holds no picture in the layout {layout}; check the path")
     if prompt is not None:
         cases = [replace(case, prompt=prompt) for case in cases]
-    elif not any(case.prompt for case in cases):
+    elif cases and not any(case.prompt for case in cases):
         print(f"{root}: every prompt is empty; give --prompt, or prompts.csv with the columns name and prompt", file=sys.stderr)
     if group is not None:
         cases = [replace(case, group=find_group(case, group)) for case in cases]
@@ -136,7 +148,7 @@ def find_group(case, pattern):
     return match[1] if match.re.groups else match[0]
 
 
-def list_radimagenet(root):
+def list_radimagenet(root, faults):
     """List modality/anatomy[/pathology]/picture; the prompt says the path."""
     base = root / "radiology_ai" if (root / "radiology_ai").is_dir() else root
     cases = []
@@ -152,7 +164,7 @@ def list_radimagenet(root):
     return cases, ()
 
 
-def list_busi(root):
+def list_busi(root, faults):
     """List class/picture and its masks; several masks of one picture are one label, their union."""
     base = root / BUSI_FOLDER if (root / BUSI_FOLDER).is_dir() else root
     cases, pictures, masks = [], {}, {}
@@ -163,20 +175,26 @@ def list_busi(root):
                 masks.setdefault(f"{stratum}/{match[1]}", []).append(path)
             else:
                 pictures[f"{stratum}/{stem}"] = path
-    listing.check_pairs(pictures, masks)
-    for name, path in pictures.items():
+    for name, path in listing.keep_pairs(pictures, masks, faults).items():
         stratum, read = name.split("/")[0], partial(images.read_pair, masks=masks[name], values={1: 1})
         cases.append(Case(name, name, describe("US", "breast", stratum), stratum, path, read))
     return cases, ("background", "lesion")
 
 
-def list_folders(root, labels=None, mask_name=None):
+def list_folders(root, faults, labels=None, mask_name=None):
     """List images/x.* with masks/x.*; without labels, every mask is read once to find the classes."""
     pictures, masks = (listing.list_pictures(listing.find_folder(root, kind)) for kind in FOLDERS)
     masks = listing.match_masks(pictures, masks, mask_name)
-    listing.check_pairs(pictures, masks)
-    prompts = listing.read_prompts(root / "prompts.csv", pictures)
-    labels = labels or listing.name_values(root, set().union(*map(images.find_values, chain.from_iterable(masks.values()))))
+    pictures = listing.keep_pairs(pictures, masks, faults)
+    prompts = listing.read_prompts(root / "prompts.csv", pictures, faults)
+    if not labels:
+        found = set()
+        for stem in pictures:
+            with faults.of(stem):
+                found = found.union(*map(images.find_values, masks[stem]))
+        if not found:
+            faults.refuse(root)  # the bad masks may be the only ones with a label
+        labels = listing.name_values(root, found)
     classes, values = listing.number_labels(root, labels, images.COLOURS)
     cases = []
     for stem, path in pictures.items():
@@ -186,7 +204,7 @@ def list_folders(root, labels=None, mask_name=None):
     return cases, classes
 
 
-def list_nnunet(root, modality=None, window=None, channel=0, labels=None, axis=2):
+def list_nnunet(root, faults, modality=None, window=None, channel=0, labels=None, axis=2):
     """List the slices of imagesTr/x.nii.gz (channels in the 4th axis) or x_0000.nii.gz, x_0001.nii.gz, ..."""
     about = root / "dataset.json"
     dataset, channels, declared = listing.read_description(about)
@@ -206,13 +224,13 @@ def list_nnunet(root, modality=None, window=None, channel=0, labels=None, axis=2
             chosen[stem] = path
         elif int(match[2]) == channel:
             chosen[match[1]] = path
-    listing.check_pairs(chosen, {name: [path] for name, path in masks.items()}, flat=False)
+    chosen = listing.keep_pairs(chosen, {name: [path] for name, path in masks.items()}, faults, flat=False)
     files = [(name, path, channel if pictures.get(name) == path else 0, masks[name]) for name, path in chosen.items()]
     organ = re.sub(r"^(task|dataset)?\d+_", "", dataset.lower())
-    return list_slices(files, dict.fromkeys(declared, 0) | values, modality, organ, window, axis), classes
+    return list_slices(files, faults, dict.fromkeys(declared, 0) | values, modality, organ, window, axis), classes
 
 
-def list_volume(root, modality=None, window=None, channel=0, labels=None, axis=2):
+def list_volume(root, faults, modality=None, window=None, channel=0, labels=None, axis=2):
     """List the slices of the one image in a folder; labels picks its classes, every other label is background."""
     found = listing.list_volumes(root)
     masks = [path for stem, path in found.items() if re.search("seg|label|mask", stem.lower())]
@@ -225,7 +243,7 @@ def list_volume(root, modality=None, window=None, channel=0, labels=None, axis=2
     present = np.unique(volumes.load_labels(*masks)).tolist()
     classes, values = listing.number_labels(root, labels or listing.name_values(root, set(present) - {0}))
     files = [(stem, path, channel, *masks) for stem, path in pictures.items()]
-    return list_slices(files, dict.fromkeys(present, 0) | values, modality, classes[1], window, axis), classes
+    return list_slices(files, faults, dict.fromkeys(present, 0) | values, modality, classes[1], window, axis), classes
 
 
 LAYOUTS = {
@@ -234,16 +252,17 @@ LAYOUTS = {
 }  # fmt: skip
 
 
-def list_slices(files, values, modality, organ, window, axis):
+def list_slices(files, faults, values, modality, organ, window, axis):
     """List the slices of every (name, path, channel, path of the mask or None)."""
     window = window or (SOFT_TISSUE if modality == "CT" else None)  # None: percentiles of the volume
     cases = []
     for name, path, channel, mask_path in files:
-        shape, spacing = volumes.read_grid(path, channel, mask_path or path)
-        column, row = (spacing[a] for a in range(3) if a != axis)
-        for index in range(shape[axis]):
-            read = partial(volumes.load_slice, channel=channel, window=window, mask_path=mask_path, values=values, axis=axis,
-                           index=index)  # fmt: skip
-            cases.append(Case(f"{name}/{index:04d}", name, describe(modality, organ), "", path, read, (row, column),
-                              spacing[axis], name, index))  # fmt: skip
+        with faults.of(name):
+            shape, spacing = volumes.read_grid(path, channel, mask_path or path)
+            column, row = (spacing[a] for a in range(3) if a != axis)
+            for index in range(shape[axis]):
+                read = partial(volumes.load_slice, channel=channel, window=window, mask_path=mask_path, values=values, axis=axis,
+                               index=index)  # fmt: skip
+                cases.append(Case(f"{name}/{index:04d}", name, describe(modality, organ), "", path, read, (row, column),
+                                  spacing[axis], name, index))  # fmt: skip
     return cases

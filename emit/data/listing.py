@@ -86,31 +86,24 @@ def find_way(pictures, masks):
     return max(ways, key=ways.get)
 
 
-def check_pairs(pictures, masks, flat=True):
-    """Raise InputError unless every picture {stem: path} has masks {stem: [path]}, and every mask a picture, flat: of its shape."""
-    todo = "add one (empty where nothing is to be marked) or move the image"
-    faults = [(path, "has no mask", todo) for stem, path in pictures.items() if stem not in masks]
-    for stem, paths in masks.items():
-        if stem not in pictures:
-            faults += [(path, "has no image", "add the image or remove the mask") for path in paths]
+def keep_pairs(pictures, masks, faults, flat=True):
+    """Return the pictures {stem: path} that have masks {stem: [path]}, flat: of their shape; the others go to faults."""
+    words = "has no image; add the image or remove the mask"
+    faults.update({f"{mask}: {words}": stem for stem in masks if stem not in pictures for mask in masks[stem]})
+    for stem, path in pictures.items():
+        if stem not in masks:
+            faults[f"{path}: has no mask; add one (empty where nothing is to be marked) or move the image"] = stem
         elif flat:
-            shape, *others = (images.open_picture(path, pixels=False).size[::-1] for path in (pictures[stem], *paths))
-            unlike = [(path, other) for path, other in zip(paths, others, strict=True) if other != shape]
-            faults += [(path, f"is {own} (rows, columns), its image {shape}", "redraw it on this grid") for path, own in unlike]
-    refuse(faults)
+            with faults.of(stem):
+                shape, *others = (images.open_picture(one, pixels=False).size[::-1] for one in (path, *masks[stem]))
+                unlike = [(mask, own) for mask, own in zip(masks[stem], others, strict=True) if own != shape]
+                words = f"(rows, columns), its image {shape}; redraw it on this grid"
+                faults.update({f"{mask}: is {own} {words}": stem for mask, own in unlike})
+    bad = set(faults.values())
+    return {stem: path for stem, path in pictures.items() if stem not in bad}
 
 
-def refuse(faults):
-    """Raise InputError if there are faults, (path, what is wrong, what to do): all are counted, ten are spelled out."""
-    if len(faults) == 1:
-        raise InputError("{}: {}; {}".format(*faults[0]))
-    if faults:
-        root = os.path.commonpath([path for path, *_ in faults])
-        told = ", ".join([f"{os.path.relpath(path, root)} {what}" for path, what, _ in faults[:10]] + ["..."] * (len(faults) > 10))
-        raise InputError(f"{root}: {len(faults)} files are bad: {told}; {', '.join(dict.fromkeys(todo for *_, todo in faults))}")
-
-
-def read_prompts(path, pictures):
+def read_prompts(path, pictures, faults):
     """Return {stem: prompt} from a CSV with the columns name (with ending or not) and prompt; "" for all without this file."""
     if not os.path.lexists(path):
         return dict.fromkeys(pictures, "")
@@ -122,7 +115,8 @@ def read_prompts(path, pictures):
     except (ValueError, csv.Error) as error:
         raise InputError(f"{path}: is no table of name,prompt ({error}); correct it, commas in a prompt need quotes") from error
     prompts = {stem: texts.get(stem, texts.get(compose(os.path.basename(name)))) for stem, name in pictures.items()}
-    refuse([(pictures[stem], "has no prompt", f"add it to {path}") for stem in prompts if prompts[stem] is None])
+    for stem in (stem for stem in prompts if prompts[stem] is None):
+        faults[f"{pictures[stem]}: has no prompt; add it to {path}"] = stem
     return prompts
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections import namedtuple
 
 import numpy as np
 import torch
@@ -36,22 +37,40 @@ def thumbnails(images, side):
     return torch.stack(rows).numpy() if rows else np.zeros((0, side * side), np.float32)
 
 
-def join_near_duplicates(cases, threshold=0.9):
-    """Return the cases regrouped: those of one group, of one picture, or of look-alike pictures share a group.
+Look = namedtuple("Look", ["hash", "thumbnail", "shape", "classes"])
 
-    Alike: the same content hash, or 32 x 32 thumbnails that correlate above the threshold; blank pictures link nobody.
+
+def look(case):
+    """Read a case. Returns content hash, 0 for one grey level; thumbnail, None of a slice; (H, W); classes in its mask but 0."""
+    image, mask = case.load()
+    small = thumbnails([image], SIDE)[0] if case.volume is None else None
+    classes = () if mask is None else np.flatnonzero(np.bincount(mask.ravel()))
+    return Look(content_hash(image) if np.ptp(image) else 0, small, image.shape, frozenset(map(int, classes)) - {0})
+
+
+def find_alike(looks, threshold):
+    """Return places (i, j), i < j, in a list of Looks: of one content, then of thumbnails that correlate above the threshold.
+
+    Blank pictures are like nobody, and slices have no thumbnails.
+    """
+    first, pairs = {}, []
+    for j, one in enumerate(looks):
+        if one.hash and first.setdefault(one.hash, j) < j:
+            pairs.append((first[one.hash], j))
+    small = np.array([one.thumbnail for one in looks if threshold < 1 and one.thumbnail is not None])  # (N, SIDE * SIDE)
+    for start in range(0, len(small), ROWS):
+        near = np.argwhere(small[start : start + ROWS] @ small.T > threshold)
+        pairs += [(start + i, j) for i, j in near if start + i < j]
+    return pairs
+
+
+def join_near_duplicates(cases, looks, threshold=0.9):
+    """Return the cases regrouped: those of one group, and those that `find_alike` pairs, share a group. looks: {id: Look}.
+
     Meant for sets without patients: slices of two patients at one level look alike as well.
     """
-    small = np.zeros((len(cases), SIDE * SIDE), np.float32)
-    links, first = [], {}
-    for i, case in enumerate(cases):
-        image = case.image
-        small[i] = thumbnails([image], SIDE)
-        for key in (case.group, content_hash(image)) if np.ptp(image) else (case.group,):
-            links.append((first.setdefault(key, i), i))
-    for start in range(0, len(cases), ROWS):
-        near = np.argwhere(small[start : start + ROWS] @ small.T > threshold)
-        links += [(start + i, j) for i, j in near if start + i < j]
+    links, first = find_alike([looks[case.id] for case in cases], threshold), {}
+    links += [(first.setdefault(case.group, i), i) for i, case in enumerate(cases)]
     rows, columns = np.array(links, int).reshape(-1, 2).T
     graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(cases), len(cases)))
     _, component = connected_components(graph, directed=False)

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 
-from emit.errors import InputError
+from emit.errors import Faults, InputError
 from emit.files import read_json, write_text
 from emit.seeds import seed_from
 
@@ -73,24 +73,25 @@ def _stratify(cases, shares, seed):
 
 def check_splits(splits, cases, path="splits"):
     """Raise InputError unless each fold holds every case once, no group on two sides, and no case is tested twice."""
-    group_of = {case.id: case.group for case in cases}
+    faults, group_of = Faults(), {case.id: case.group for case in cases}
     for fold, split in enumerate(splits):
         side_of = {}
         listed = Counter([*split.train, *split.validation, *split.test])
         for fault, names in (("is unknown", listed.keys() - group_of), ("is in no part", group_of.keys() - listed),
                              ("is listed twice", {name for name in listed if listed[name] > 1})):  # fmt: skip
-            if names:
-                raise InputError(f"{path}: fold {fold}: case {min(names)!r} {fault}; write the splits for these cases")
+            for name in sorted(names):
+                faults[f"{path}: fold {fold}: case {name!r} {fault}; write the splits for these cases"] = name
         for side, names in dataclasses.asdict(split).items():
-            for group in (group_of[name] for name in names):
+            for group in (group_of[name] for name in names if name in group_of):
                 if side_of.setdefault(group, side) != side:
-                    raise InputError(f"{path}: fold {fold}: group {group!r} is in {side_of[group]} and {side}; "
-                                     "move all its cases to one side")  # fmt: skip
+                    words = f"group {group!r} is in {side_of[group]} and {side}; move all its cases to one side"
+                    faults[f"{path}: fold {fold}: {words}"] = group
         if not split.train or not (split.test or len(splits) == 1):
-            raise InputError(f"{path}: fold {fold}: train or test is empty; take other folds")
+            faults[f"{path}: fold {fold}: train or test is empty; take other folds"] = fold
     tested = Counter(name for split in splits for name in split.test)
-    if tested and max(tested.values()) > 1:
-        raise InputError(f"{path}: case {max(tested, key=tested.get)!r} is tested in two folds; keep one")
+    for name in (name for name in tested if tested[name] > 1):
+        faults[f"{path}: case {name!r} is tested in two folds; keep one"] = name
+    faults.refuse(path)
 
 
 def select(cases, ids):
@@ -105,8 +106,8 @@ def write_splits(path, splits):
     write_text(path, json.dumps(folds, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_splits(path, cases, validation=0.2, seed=0):
-    """Read folds of ours, or nnU-Net's splits_final.json, and check them.
+def read_splits(path, cases, validation=0.2, seed=0, left_out=()):
+    """Read folds of ours, or nnU-Net's splits_final.json, without the cases or volumes that are left out, and check them.
 
     nnU-Net lists volumes (or flat cases) under "train" and "val"; its "val" is what is scored, so it becomes our test
     part, and a validation part is held out of its "train" by group.
@@ -114,6 +115,8 @@ def read_splits(path, cases, validation=0.2, seed=0):
     folds, splits = read_json(path, list[dict[str, list[str]]], "check the path, or write it anew"), []
     try:
         for fold, parts in enumerate(folds):
+            kept = lambda name: name not in left_out and name.rpartition("/")[0] not in left_out  # noqa: E731
+            parts = {side: list(filter(kept, names)) for side, names in parts.items()}
             if "val" in parts:
                 splits.append(_from_nnunet(parts, cases, validation, seed_from("validation", seed, fold)))
             else:

@@ -93,7 +93,7 @@ def load_labels(path):
 
 def cut(array, axis, index):
     """Return slice `index` along a canonical axis (0 sagittal, 1 coronal, 2 axial), rows downwards, as displayed."""
-    return np.take(array, index, axis=axis).T[::-1, ::-1]
+    return np.moveaxis(array, axis, 0)[index].T[::-1, ::-1]  # a view: numpy.take would copy the whole volume first
 
 
 def load_slice(path, channel, window, mask_path, values, axis, index):

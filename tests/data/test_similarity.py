@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from emit.data.cases import Case, read_cases
-from emit.data.similarity import content_hash, join_near_duplicates, thumbnails
+from emit.data.similarity import content_hash, join_near_duplicates, look, thumbnails
 
 
 def make_picture(seed, size=(48, 64)):
@@ -22,6 +22,10 @@ def save_tree(root, pictures):
     for name, image in pictures.items():
         (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(root / "US" / "gb" / name)
     return {case.id.split("/")[-1]: case for case in read_cases(root).cases}
+
+
+def join(cases, threshold=0.9):
+    return join_near_duplicates(cases, {case.id: look(case) for case in cases}, threshold)
 
 
 def test_content_hash_is_the_head_of_the_sha256_of_shape_and_grey_levels():
@@ -79,7 +83,7 @@ def test_near_duplicates_are_found_and_chained(tmp_path):
     }  # fmt: skip
     cases = save_tree(tmp_path, {name: np.clip(np.rint(image), 0, 255).astype(np.uint8)
                                  for name, image in pictures.items()})  # fmt: skip
-    groups = {case.id: case.group for case in join_near_duplicates(list(cases.values()))}
+    groups = {case.id: case.group for case in join(list(cases.values()))}
     parts = {}
     for name, group in groups.items():
         parts.setdefault(group, set()).add(name.removeprefix("US/gb/"))
@@ -89,7 +93,7 @@ def test_near_duplicates_are_found_and_chained(tmp_path):
         ["dark"], ["dark_too"], ["white"],
     ]  # fmt: skip
     assert groups["US/gb/a_small"] == "US/gb/a"
-    chained = join_near_duplicates([cases[name] for name in ("b", "b_next", "b_far", "c")], threshold=0.6)
+    chained = join([cases[name] for name in ("b", "b_next", "b_far", "c")], threshold=0.6)
     assert len({case.group for case in chained}) == 1  # b and c are now joined through b_far
 
 
@@ -97,4 +101,4 @@ def test_near_duplicates_join_whole_groups():
     a, b, c = (make_picture(seed).astype(np.float32) / 128 - 1 for seed in range(3))
     owners = (("p3/0", a), ("p2/0", a.copy()), ("p2/1", b), ("p1/0", b.copy()), ("p4/0", c))
     cases = [Case(name, name[:2], "", "", name, lambda path, image=image: (image, None)) for name, image in owners]
-    assert [case.group for case in join_near_duplicates(cases)] == ["p1", "p1", "p1", "p1", "p4"]
+    assert [case.group for case in join(cases)] == ["p1", "p1", "p1", "p1", "p4"]

@@ -75,6 +75,7 @@ FINE = {  # target and change that need not be refused: why
     "bad/volume/ct.nii: a huge scale": "a volume of huge numbers",
     "fine/set.json: set.* missing": "None, as before",
     "fine/set.json: run.real_cases missing": "as above",
+    "fine/set.json: run.left_out *": "as above: nothing is left out",
     "fine/set.json: run.hint *": "a set of emit.dataset; the generator asks for stage 2's",
     "fine/set.json: *.seed *": "any number is a seed",
     "fine/set.json: set.validation a fraction": "any share is one",
