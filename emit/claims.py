@@ -39,15 +39,14 @@ def claim(folder: Path, wait: bool = False):
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            os.truncate(lock.fileno(), 0)
+            os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         except BlockingIOError:
             lock.seek(0)
             words = f"{folder}: is in use by {lock.read() or 'another process'}; wait until it ends, or choose another folder"
             raise (Held if distributed.ranks() == 1 else InputError)(words) from None  # torchrun's processes stay together
         except OSError as error:
             raise InputError(f"{folder}: cannot be locked ({error.strerror}); choose a folder on another disk") from error
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
         yield
 
 

@@ -171,7 +171,7 @@ def find_cases(about, faults):
         raise InputError(f"--window: is {','.join(map(str, window))}; give the lower and the upper HU, as --window=-160,240")
     pairs = [pair.partition(":") for pair in about.labels]
     if not all(value and name for value, _, name in pairs):
-        raise InputError(f"--labels: {','.join(about.labels)} is not value:class,value:class, such as 1:spleen,5:liver")
+        raise InputError(f"--labels: {','.join(about.labels)} is not value:class,value:class; write 1:spleen,5:liver, say")
     labels = {int(value) if value.isdecimal() else value: name for value, _, name in pairs}
     options = {name: getattr(about, name) for name in ("prompt", "modality", "channel", "axis", "mask_name", "group")}
     return read_cases(about.data, about.layout, window=window, labels=labels or None, faults=faults, **options)

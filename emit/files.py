@@ -51,11 +51,24 @@ def write_atomic(path, write):
         os.fsync(folder)  # so that a crash of the machine cannot undo the rename
         os.close(folder)
     except (OSError, RuntimeError) as error:  # torch.save meets a full disk with a RuntimeError
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise InputError(f"{path}: could not be written ({reason}); free space or choose another folder") from error
+        raise _unwritable(path, error) from error
     finally:
         if temporary.exists():
             temporary.unlink()
+
+
+def _unwritable(path, error):
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return InputError(f"{path}: could not be written ({reason}); free space or choose another folder")
+
+
+def append_line(path, content):
+    """Append a line of JSON. What a kill or a full disk leaves of it, `read_lines` leaves out."""
+    try:
+        with open(path, "a") as file:
+            file.write(json.dumps(content) + "\n")
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def write_bytes(path, content):

@@ -1,7 +1,8 @@
 """The folder of generated images of one fold: fold<k>/images, masks, edges (PNG), manifest.jsonl and ledger.json.
 
-A line of the manifest is written after its three files and holds what is needed to make the image again. Written by the
-generator, read by stage 3 and by the report.
+A line of the manifest is written after its three files and holds what is needed to make the image again. A line of
+left_out.jsonl (no file: there is none) names an image that is missing on purpose, and why. Written by the generator, read
+by stage 3 and by the report.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from emit.training.loop import read_lines
 
 KINDS = ("images", "masks", "edges")
 LINE = {"file": str, "case": str, "index": range(10**4), "prompt": str | list, "size": range(2**16)}  # what is read of one
-LINE |= {"sha256": dict.fromkeys(KINDS, str), "compat": list[str] | None}
+LINE |= {"sha256": dict.fromkeys(KINDS, str), "compat": list[str] | None, "weights": (None, dict[str, str])}
 CLIPPED = 0.95  # [choice] share of black and white pixels from which a picture is no picture
 
 
@@ -72,6 +73,12 @@ def read_manifest(folder: Path) -> list[dict]:
     return lines
 
 
+def read_left_out(folder: Path, within: int = 10**4) -> dict[tuple, dict]:
+    """Return {(case, index): line} of the images, with an index below `within`, that were left out, as they were no pictures."""
+    lines = read_lines(Path(folder) / "left_out.jsonl", kind={"case": str, "index": range(10**4), "fault": str})
+    return {(line["case"], line["index"]): line for line in lines if line["index"] < within}
+
+
 def is_whole(folder, line):
     """Tell whether the three files of a line are there as they were written."""
     files = {kind: Path(folder) / kind / line["file"] for kind in KINDS}
@@ -86,12 +93,25 @@ class Generated:
         self.lines = [line for line in read_manifest(folder) if limit is None or line["index"] < limit]
         if not self.lines:
             raise InputError(f"{self.manifest}: is missing or empty; run python -m emit.generate for this fold first")
+        self._refuse_gaps(read_left_out(folder) if limit is None else read_left_out(folder, limit))
         for line in self.lines:
             if not is_whole(folder, line):
                 raise InputError(f"{self.folder}: {line['file']} is missing or changed; run emit.generate --resume")
         self._use(range(len(self.lines)))
         self.ledger = ledger.read(self.folder / "ledger.json")
         self.pictures = Memo(self._read)
+
+    def _refuse_gaps(self, left_out):
+        """Refuse a set that lacks an image without a reason, as one whose making was broken off, or all of a case."""
+        there = {(line["case"], line["index"]) for line in self.lines}
+        listed, cases = there | left_out.keys(), {case for case, _ in there}
+        for index in range(1 + max(index for _, index in listed)):
+            for case in sorted({case for case, _ in listed}):
+                if (case, index) not in listed:
+                    raise InputError(f"{self.manifest}: image {index} of case {case} is missing; run emit.generate --resume")
+                if case not in cases:
+                    words = f"every image of case {case} was left out; run emit.generate --resume with a higher --n"
+                    raise InputError(f"{self.folder}: {words}")
 
     def draw(self, cases: list[str], rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw one generated image for each case id: images (B, 1, S, S) in [-1, 1] and their own masks (B, S, S)."""

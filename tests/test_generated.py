@@ -81,6 +81,7 @@ def test_the_best_are_kept_and_of_each_case_one(folder):
         line = {"file": f"a_00{index}.png", "case": "a", "index": index, "size": 4, "prompt": "US"}
         lines.append(line | {"sha256": save_pictures(folder, line["file"], *files)})
     (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "left_out.jsonl").write_text("".join(f'{{"case": "b", "index": {index}, "fault": "is black"}}\n' for index in (1, 2)))
     images = Generated(folder)
     assert images.keep([0.4, 0.1, 0.3, 0.5], 0.7) == [0, 1, 3]  # two of a's three, and b's only one, though the worst
     assert [case for case, *_ in images.pairs()] == ["a", "b", "a"]
@@ -90,3 +91,35 @@ def test_the_best_are_kept_and_of_each_case_one(folder):
     assert images.keep([0.4, 0.1, 0.3, 0.5], 0.1) == [1, 3]  # at least one
     assert images.keep([0.4, 0.1, 0.3, 0.5], 1.0) == [1, 3]  # what is left out stays out
     assert Generated(folder).keep([0.0] * 4, 0.34) == [0, 1]  # of equals the first, and no more than asked
+
+
+@pytest.mark.parametrize(
+    ("listed", "left_out", "limit", "refused"),
+    [
+        ("a0 a1 b0 b1", "", None, None),
+        ("a0 a1 b0", "", None, "image 1 of case b is missing; run emit.generate --resume"),  # a run that was broken off
+        ("a1 b0 b1", "", None, "image 0 of case a is missing"),
+        ("a0 a1 b0", "b1", None, None),
+        ("a0 a2 b0 b1 b2", "a1", None, None),
+        ("a0 a1 b0 b1", "b2", None, "image 2 of case a is missing"),
+        ("a0 a1", "b0 b1", None, "every image of case b was left out; run emit.generate --resume with a higher --n"),
+        ("a0 a1 b1", "b0", None, None),
+        ("a0 a1 b1", "b0", 1, "every image of case b was left out"),
+        ("a0 a1 b0", "b1", 1, None),
+        ("a0 a1 b0", "", 1, None),  # the second of b is not asked for
+    ],
+)
+def test_an_image_may_be_missing_on_purpose_alone(folder, listed, left_out, limit, refused):
+    lines, others = [], []
+    for name in listed.split():
+        line = {"file": f"{name}.png", "case": name[0], "index": int(name[1]), "size": 4, "prompt": "US"}
+        lines.append(line | {"sha256": save_pictures(folder, f"{name}.png", *[np.full((4, 4), 1, np.uint8)] * 3)})
+    for name in left_out.split():
+        others.append({"case": name[0], "index": int(name[1]), "fault": "holds NaN", "seed": 3})
+    for path, content in (("manifest.jsonl", lines), ("left_out.jsonl", others)):
+        (folder / path).write_text("".join(json.dumps(line) + "\n" for line in content))
+    if refused is None:
+        assert len(Generated(folder, limit).lines) == sum(limit is None or line["index"] < limit for line in lines)
+    else:
+        with pytest.raises(InputError, match=refused):
+            Generated(folder, limit)

@@ -80,6 +80,59 @@ def test_the_manifest_makes_an_image_again(folder):
     assert max(differences) <= 1  # other batch, other order of float32 sums: one grey level where rounding turns
 
 
+@pytest.fixture
+def verify(monkeypatch, capsys):
+    """Return a function: the words after `verify` -> exit code and what is printed of each fold."""
+    monkeypatch.setattr(generate.errors, "run", lambda main, again: main())
+
+    def call_verify(*words):
+        try:
+            call(generate, "verify", *words)
+            code = 0
+        except SystemExit as stopped:
+            code = stopped.code
+        return code, capsys.readouterr().out.splitlines()
+
+    return call_verify
+
+
+def test_all_images_are_made_again_bit_for_bit(folder, verify):
+    counts = [len((folder / "made" / name / "manifest.jsonl").read_text().splitlines()) for name in ("fold0", "fold1")]
+    words = "{0}: {1} of {1} images made again, {1} equal, largest difference 0 grey levels".format
+    assert verify("made") == (0, [words(f"made/fold{fold}", count) for fold, count in enumerate(counts)])
+    moved = folder / "moved"
+    for name in ("pre", "fine", "phantoms"):
+        shutil.copytree(folder / name, moved / name)
+    config = moved / "made" / "config.json"
+    shutil.copytree(folder / "made", config.parent)
+    config.write_text(config.read_text().replace('"pre/', '"gone/').replace(str(folder / "fine"), "gone"))
+    flags = ["--model", moved / "pre" / "model.safetensors", "--hed", moved / "pre" / "hed.safetensors"]
+    flags += ["--finetuned", moved / "fine", "--data", moved / "phantoms" / "BUSI"]
+    flags += ["--tissue", moved / "phantoms" / "radiology_ai"]
+    assert verify(config.parent, "--fold", 1, *flags, "--number", 3) == (
+        0,
+        [words(moved / "made" / "fold1", counts[1])],
+    )  # a batch of 32 is all of them
+    with pytest.raises(InputError, match=r"gone/model.safetensors: cannot be read .*check the path"):
+        verify(config.parent)
+    with pytest.raises(InputError, match=r"fine/config.json: is damaged, or of another version"):
+        verify("fine")
+    with pytest.raises(InputError, match=r"--out: is required"):
+        verify("--fold", 1)
+
+
+def test_an_image_or_weights_that_are_others_are_told(folder, verify, tmp_path):
+    made = shutil.copytree(folder / "made", tmp_path / "made")
+    name = json.loads((made / "fold0" / "manifest.jsonl").read_text().splitlines()[3])["file"]
+    (made / "fold0" / "masks" / name).unlink()
+    code, said = verify(made, "--fold", 0)
+    assert code == 1 and said[0].endswith(f"largest difference 255 grey levels, such as {name}")
+    other = folder / "fine" / "fold1" / "controlnet.safetensors"
+    for flag in ("--model", "--hed"):
+        with pytest.raises(InputError, match=rf"controlnet.safetensors: is another {flag[2:]} than .*_000.png of made/fold0"):
+            verify("made", flag, other)
+
+
 def test_every_image_has_its_own_shape_in_another_pictures_tissue(folder):
     made = folder / "made" / "fold0"
     lines = [json.loads(text) for text in (made / "manifest.jsonl").read_text().splitlines()]

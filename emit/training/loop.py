@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from emit.errors import InputError, Stopped, asked_to_stop, deferred
 from emit.evaluation.figures import costing_nothing, save_curves
-from emit.files import check_file, check_zip, find_misfit, parse_json, read_text, write_atomic, write_text
+from emit.files import append_line, check_file, check_zip, find_misfit, parse_json, read_text, write_atomic, write_text
 from emit.seeds import generator
 from emit.training import distributed
 from emit.training.order import choose_samples, prefetch
@@ -239,8 +239,7 @@ class Run:
         line = {"step": self.step, "loss": means.pop("loss"), "lr": rate, **means, "images_per_second": round(speed, 2)}
         self.sums = {}
         if distributed.rank() == 0:
-            with open(self.folder / "log.jsonl", "a") as file:
-                file.write(json.dumps(line) + "\n")
+            append_line(self.folder / "log.jsonl", line)
 
     def _forecast(self, first):
         """Say once how long the steps from `first` on take: after a second of them, or the last. The first also warms up."""

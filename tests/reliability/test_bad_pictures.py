@@ -1,18 +1,24 @@
-"""No picture that is black, constant, clipped or not finite gets into a manifest; one that is lost is made again."""
+"""No picture that is black, constant, clipped or not finite gets into a manifest; one that is lost is made again.
+
+It is drawn once more with the next seed, and then left out, or stops the fold where more than one in twenty are bad.
+"""
 
 import functools
 import json
 import math
 import shutil
+import signal
 
 import numpy as np
 import pytest
+from harness import Points, compare
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from emit.data.images import decode
 from emit.generated import KINDS
 from emit.model import EmitDiff
+from emit.seeds import seed_from
 
 pytestmark = pytest.mark.slow
 
@@ -27,16 +33,14 @@ def spoil_decoder(source, target, scale, shift):
     save_file(tensors, target, header)
 
 
-def spoil_third(pixels):
-    """In the process of the generator: the second batch's first image holds this value everywhere."""
-    whole, calls = EmitDiff.generate, []
+def spoil(seeds, pixels):
+    """In the process of the generator: images of these seeds hold this value everywhere."""
+    whole = EmitDiff.generate
 
     @functools.wraps(whole)
-    def generate(*arguments, **options):
-        images = whole(*arguments, **options).clone()
-        calls.append(1)
-        if len(calls) == 2:
-            images[0] = pixels
+    def generate(self, prompts, hint, drawn, *arguments):
+        images = whole(self, prompts, hint, drawn, *arguments).clone()
+        images[[seed in seeds for seed in drawn]] = pixels
         return images
 
     EmitDiff.generate = generate
@@ -77,13 +81,44 @@ def test_guidance_without_bounds_makes_no_picture(programs):
 
 
 @pytest.mark.parametrize("pixels", [math.inf, math.nan, 0.25])
-def test_a_bad_picture_in_the_middle_is_named_and_the_others_stay(programs, pixels):
+def test_a_bad_picture_in_the_middle_is_drawn_again_or_named_and_the_others_stay(programs, pixels):
     programs.begin("made")
     whole = lines_of(programs.root / "whole_made")
-    code = programs.run("made", fault=functools.partial(spoil_third, pixels))
-    require_refusal(programs, code, f"fold0: image 0 of case {whole[2]['case']} ")
+    bad, case = whole[2]["seed"], whole[2]["case"]
+    assert programs.run("made", fault=functools.partial(spoil, [bad], pixels)) == 0, programs.said()
+    lines = lines_of(programs.root / "made")
+    assert [n for n, (one, other) in enumerate(zip(lines, whole, strict=True)) if one != other] == [2]
+    assert lines[2]["seed"] == bad + 1
+    shutil.rmtree(programs.root / "made")
+    code = programs.run("made", fault=functools.partial(spoil, [bad, bad + 1], pixels))  # one of four is more than 5 %
+    require_refusal(programs, code, f"fold0: image 0 of case {case} ", "with two seeds; look at --guidance")
     assert lines_of(programs.root / "made") == whole[:2]
     assert programs.run("made", "--resume") == 0 and programs.differences("made") == []
+
+
+def test_a_picture_that_is_left_out_is_left_out_after_a_kill_and_by_stage_3(programs):
+    programs.begin("made")
+    made, seg, eight = programs.root / "made", programs.root / "seg_left_out", ["--n", "8"]  # 24 images: one may fail
+    case = lines_of(programs.root / "whole_made")[2]["case"]
+    seeds = [seed_from(0, case, 4), seed_from(0, case, 4) + 1, seed_from(0, case, 2)]
+    fault = functools.partial(spoil, seeds, 0.25)
+    assert programs.run("made", *eight, fault=fault, points=Points(made)) == 0, programs.said()
+    writes, words = programs.log.with_suffix(".points").read_text().splitlines(), "of case"
+    assert f"image 4 {words} {case} is grey level 159 everywhere, with two seeds: left out" in programs.said()
+    (line,) = [json.loads(text) for text in (made / "fold0" / "left_out.jsonl").read_text().splitlines()]
+    assert (line["case"], line["index"], line["seed"]) == (case, 4, seeds[1])
+    given = ["--generated", str(made), "--out", str(seg), "--arms", "ours"]
+    assert programs.run("seg", *given) == 0, programs.said()
+    whole = made.rename(programs.root / "left_out_made")
+    for at in [*range(0, len(writes), len(writes) // 5), *(n for n, write in enumerate(writes) if "left_out" in write)]:
+        shutil.rmtree(made, ignore_errors=True)
+        assert programs.run("made", *eight, fault=fault, points=Points(made, at)) == -signal.SIGKILL
+        assert programs.run("made", *eight, "--resume", fault=fault) == 0, programs.said()
+        assert compare(whole, made) == [], writes[at]
+    (made / "fold0" / "left_out.jsonl").unlink()
+    shutil.rmtree(seg), shutil.rmtree(whole)
+    assert programs.run("seg", *given) == 2
+    assert programs.said().endswith(f"manifest.jsonl: image 4 of case {case} is missing; run emit.generate --resume\n")
 
 
 @pytest.mark.parametrize("kind", KINDS)
