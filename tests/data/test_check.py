@@ -42,7 +42,7 @@ def cut(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def call(capsys, main, *words):
+def call(monkeypatch, capsys, main, *words):
     """Run a program as its command; return its exit code, lines on stdout, and on stderr."""
     monkeypatch.setattr(sys, "argv", ["x", *map(str, words)])
     with pytest.raises(SystemExit) as ended:
@@ -54,7 +54,7 @@ def call(capsys, main, *words):
 
 @pytest.fixture
 def check(monkeypatch, capsys):
-    return lambda *words: call(capsys, program.main, "check", *words)
+    return lambda *words: call(monkeypatch, capsys, program.main, "check", *words)
 
 
 @pytest.fixture
@@ -210,9 +210,9 @@ def test_patients_that_share_a_picture_are_named(tmp_path, check):
 def test_what_is_left_out_stays_out_and_new_faults_are_refused(busi, tmp_path, monkeypatch, capsys):
     cut(busi / "benign/benign (0).png"), (busi / "normal/normal (3)_mask.png").unlink()
     words = ("--data", busi, "--out", tmp_path / "set", "--folds", 2, "--validation", 0)
-    code, _, said = call(capsys, dataset.main, *words)
+    code, _, said = call(monkeypatch, capsys, dataset.main, *words)
     assert code == 2 and not (tmp_path / "set").exists() and said[-1].startswith(f"error: {busi}: 2 faults ") and len(said) == 3
-    code, lines, _ = call(capsys, dataset.main, *words, "--skip-bad")
+    code, lines, _ = call(monkeypatch, capsys, dataset.main, *words, "--skip-bad")
     assert code == 0 and [line.split(": ")[1] for line in lines[:2]] == [f"{busi}/normal/normal (3).png", f"{busi}/{IMAGE}"]
     left, first = {"benign/benign (0)", "normal/normal (3)"}, open_set(tmp_path / "set")
     assert len(first.cases) == 10 and set(first.left_out) == left and not left & {case.id for case in first.cases}
@@ -270,10 +270,10 @@ def test_given_splits_do_without_what_is_left_out(busi, tmp_path):
 def test_a_program_prints_twenty_faults_and_the_number(busi, monkeypatch, capsys):
     for number in range(25):
         save(busi / f"benign/benign ({100 + number}).png", draw(number))
-    code, _, said = call(capsys, lambda: open_set(busi))
+    code, _, said = call(monkeypatch, capsys, lambda: open_set(busi))
     assert code == 2 and len(said) == 22 and said[-2] == "error: and 5 more"
     assert said[-1].startswith(f"error: {busi}: 25 faults (python -m emit.data check lists all), the first: {said[0][7:]}")
     (busi / "benign/benign (100).png").rename(busi / "benign/benign (0)_mask_1.png")
     for number in range(1, 25):
         (busi / f"benign/benign ({100 + number}).png").unlink()
-    assert call(capsys, lambda: open_set(busi))[2][0].count("error: ") == 1
+    assert call(monkeypatch, capsys, lambda: open_set(busi))[2][0].count("error: ") == 1
