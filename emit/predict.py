@@ -27,7 +27,7 @@ from emit.data.cases import MASK, Case, list_slices
 from emit.data.images import COLOURS, MOST_SIDE
 from emit.data.listing import list_pictures, list_volumes
 from emit.dataset import VOLUMES
-from emit.errors import InputError
+from emit.errors import Faults, InputError
 from emit.evaluation.figures import ORDER
 from emit.evaluation.metrics import find_surface
 from emit.evaluation.scoring import predict
@@ -109,7 +109,10 @@ def list_items(settings, about) -> dict[str, list[Case]]:
         return {name: [Case(name, name, "", "", path, spacing=settings.spacing or None)] for name, path in files.items()}
     window = about["window"] and tuple(about["window"])
     volumes = {name: [(name, path, about["channel"], None)] for name, path in files.items()}
-    return {name: list_slices(volume, None, "", "", window, about["axis"]) for name, volume in volumes.items()}
+    faults = Faults()
+    items = {name: list_slices(volume, faults, None, "", "", window, about["axis"]) for name, volume in volumes.items()}
+    faults.refuse(settings.data[0])
+    return items
 
 
 def to_values(labels, values) -> np.ndarray:
