@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 HOMES = {  # name: the module that it is loaded from when it is first asked for
     "EmitDiff": "emit.model",
     "Sampling": "emit.model",
