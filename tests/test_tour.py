@@ -7,7 +7,6 @@ rounding, and in trained cells to the "tolerance" in their metadata, as a traini
 import ast
 import contextlib
 import io
-import json
 import re
 import shutil
 import sys
@@ -114,7 +113,7 @@ def test_the_whole_tour_runs_from_nothing(tmp_path):
     for name in ("emit", "docs", "train_pretrain.py"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
-    notebook = nbformat.from_dict(json.loads(TOUR.read_text()))
+    notebook = nbformat.read(TOUR, as_version=4)
     NotebookClient(notebook, timeout=None, resources={"metadata": {"path": tmp_path / "docs"}}).execute()
     for cell, fresh in zip(CODE, (cell for cell in notebook.cells if cell.cell_type == "code"), strict=True):
         compare(cell, printed(fresh.outputs))

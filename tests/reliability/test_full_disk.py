@@ -19,6 +19,9 @@ def test_a_full_disk_costs_nothing_but_a_line(programs, name, kind):
     whole = -Disk(programs.root / f"whole_{name}", 0, 0).room()[kind == "files"]
     for share in SHARES:
         code = programs.run(name, "--resume", fault=Disk(folder, **{kind: int(share * whole)}))
+        if code == 0:  # a figure may be lost: it costs no result
+            assert "not drawn (" in programs.said(), programs.said()[-2000:]
+            continue
         said = [line for line in programs.said().splitlines() if line.startswith("error: ")]
         assert code == 2 and len(said) == 1 and "Traceback" not in programs.said(), (share, programs.said()[-2000:])
         assert "No space left" in said[0] or "unexpected pos" in said[0], said
